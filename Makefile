@@ -1,0 +1,41 @@
+# `make` alone prints this menu.
+.PHONY: help demo test test-slow lint clean
+PYTHON ?= python3
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help:
+	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
+	@echo "make test       set up .venv if need be, then run the tests"
+	@echo "make test-slow  the tests that take minutes: broken code must fail"
+	@echo "make lint       ruff, over everything"
+	@echo "make clean      remove .venv and what Python and the tools left behind"
+
+demo: .venv/demo
+	$(BIN)/python generate.py "What is the capital of France?"
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test
+	$(PIP) ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/demo: pyproject.toml constraints.txt
+	@echo "setting up .venv (once; downloads PyTorch) ..."
+	$(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/test: .venv/demo
+	@echo "setting up the tests (once) ..."
+	$(PIP) -e ".[test]"
+	@touch $@

@@ -1,0 +1,400 @@
+#!/usr/bin/env python3
+"""Continue a prompt, or chat, with a NanoChat, Nemotron or Nemotron-H checkpoint.
+
+Text goes to stdout as it comes, numbers to stderr. The prompt is the argument, or standard input
+where that is piped, or each line of --prompt-file; without any, on a terminal, a chat begins.
+A checkpoint with a chat template answers the prompt as a user's message; --raw continues the text.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import sys
+import time
+from itertools import takewhile
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python generate.py "What is the capital of France?"
+  python generate.py --raw "ROMEO:" --temperature 0.8 --num-samples 3
+  python generate.py --prompt-file questions.txt --json > answers.jsonl
+  echo "Tell me a joke." | python generate.py --quiet
+
+The sampling settings that are not given are those of the checkpoint's generation_config.json;
+one without any is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C.
+"""
+BATCH = 16  # prompts of a file that run at the same time
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        prog="generate.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", help="the text to answer or to continue")
+    default = Path(__file__).resolve().parent / "weights" / "nanochat-tiny"
+    add("--model", type=Path, default=default, metavar="FOLDER", help="checkpoint [nanochat-tiny]")
+    add("--raw", action="store_true", help="continue the text as it is, without a chat template")
+    add("--system", metavar="TEXT", help="system message that a chat begins with")
+    add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
+    add("--max-new-tokens", type=int, metavar="N", help="at most so many tokens [256]")
+    add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
+    add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
+    add("--top-p", type=float, metavar="P", help="... from the likeliest that make up P; 1 is off")
+    add("--min-p", type=float, metavar="P", help="... from those with P of the likeliest's chance")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 against repetition")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same samples [random]")
+    add("--num-samples", type=int, default=1, metavar="N", help="so many texts for each prompt")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights [auto: the checkpoint's]",
+    )
+    add("--json", action="store_true", help="one JSON object a text, one a line")
+    add("--quiet", action="store_true", help="no numbers on stderr")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed")
+        for stream in (sys.stdin, sys.stdout):
+            if stream is not None:
+                stream.reconfigure(encoding="utf-8")
+        run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has had enough
+        discard_stdout()
+        return 141
+    except (ValueError, OSError) as error:
+        print(f"generate.py: error: {error}", file=sys.stderr)
+        discard_stdout()
+        return 2
+    return 0
+
+
+def discard_stdout():
+    """Send what is still buffered nowhere: writing it at exit would fail once more."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(args):
+    prompts = read_prompts(args)  # None: chat
+    import torch
+
+    from nanomodels import Tokenizer, load
+    from nanomodels.checkpoint import read_json
+    from nanomodels.sampling import Sampler
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+    path = args.model / "generation_config.json"
+    settings = generation_settings(args, read_json(path) if path.is_file() else {})
+    # Bad settings are found here, before a large model is read.
+    Sampler([], **{k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")})
+
+    began = time.perf_counter()
+    model = load(args.model, device, dtype, None if args.quiet else show_progress)
+    tokenizer = Tokenizer.load(args.model)
+    model.stop_ids = tuple({*model.stop_ids, *tokenizer.stop_ids})
+    if not args.quiet:
+        weight = model.lm_head.weight
+        count = sum(p.numel() for p in model.parameters()) / 1e6
+        report(
+            "load",
+            f"{time.perf_counter() - began:.2f} s",
+            f"{args.model.name}, {count:.1f}M parameters, {str(weight.dtype)[6:]}, {weight.device}",
+        )
+    chat = tokenizer.chat_template is not None and not args.raw
+    if args.system is not None and not chat:
+        raise ValueError("--system needs a chat template, and there is none in use")
+    if prompts is None:
+        if not chat:
+            raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
+        converse(args, model, tokenizer, settings)
+        return
+    encoded = [encode(args, tokenizer, prompt, chat) for prompt in prompts]
+    for first in range(0, len(prompts), BATCH):
+        some = slice(first, first + BATCH)
+        complete(args, model, tokenizer, settings, prompts[some], encoded[some])
+
+
+def read_prompts(args):
+    """The prompts, from the argument, the file or piped input; None for a chat on a terminal."""
+    if args.prompt_file is not None:
+        if args.prompt is not None:
+            raise ValueError("give a prompt or --prompt-file, not both")
+        try:
+            prompts = args.prompt_file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{args.prompt_file}: not UTF-8 text ({error})") from None
+        prompts = [prompt for prompt in prompts if prompt.strip()]
+    elif args.prompt is not None:
+        prompts = [args.prompt]
+    elif sys.stdin is not None and sys.stdin.isatty():
+        return None
+    else:
+        try:
+            prompts = [sys.stdin.read().rstrip("\r\n") if sys.stdin is not None else ""]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 text ({error})") from None
+    if not prompts or not all(prompts):
+        where = args.prompt_file or (
+            "the argument" if args.prompt is not None else "standard input"
+        )
+        raise ValueError(f"the prompt is empty ({where}); give some text")
+    return prompts
+
+
+def generation_settings(args, config):
+    """What generate_batch is given: the arguments, over generation_config.json, over defaults."""
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    settings = {"temperature": 0.0, "max_new_tokens": 256, "seed": seed}
+    if config.get("do_sample"):
+        settings["temperature"] = 1.0
+        names = ("temperature", "top_k", "top_p", "min_p")
+    else:
+        names = ()
+    for name in (*names, "repetition_penalty", "max_new_tokens"):
+        if config.get(name) is not None:
+            settings[name] = config[name]
+    given = {
+        name: getattr(args, name)
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+        if getattr(args, name) is not None
+    }
+    if args.temperature is not None:
+        given["temperature"] = args.temperature
+    elif settings["temperature"] == 0 and (
+        args.num_samples > 1 or given.keys() & {"top_k", "top_p", "min_p"}
+    ):
+        given["temperature"] = 1.0  # asked to sample
+    return {**settings, **given}
+
+
+def encode(args, tokenizer, prompt, chat):
+    """The ids that the model is given for a prompt, as a user's message or as plain text."""
+    if chat:
+        system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        return tokenizer.encode_chat([*system, {"role": "user", "content": prompt}])
+    ids = tokenizer.encode(prompt)
+    # nanochat met no text without <|bos|> in training, though its own tokenizer adds none.
+    bos = tokenizer.special_ids.get("<|bos|>")
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+class Row:
+    """One text in the making."""
+
+    def __init__(self, tokenizer, stop):
+        from nanomodels.decoding import TextStream
+
+        self.stream = TextStream(tokenizer, stop)
+        self.text = ""
+        self.tokens = []
+        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
+
+    def push(self, token):
+        """Take the next token, None for a stop id; returns the text that is certain by it."""
+        if self.finish_reason is not None:
+            return ""
+        if token is None:
+            return self.finish("stop")
+        self.tokens.append(token)
+        text = self.stream.push(token)
+        self.text += text
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+        return text
+
+    def finish(self, reason):
+        """End here, unless it has ended before; returns the rest of the text."""
+        if self.finish_reason is not None:
+            return ""
+        self.finish_reason = reason
+        text = self.stream.finish()
+        self.text += text
+        return text
+
+
+def produce(rows, steps, max_new_tokens, meter, write):
+    """Run the iterator `steps` into `rows`; write(text) gets the first row's text as it comes.
+
+    Ctrl-C ends the texts where they are. Returns whether it was pressed.
+    """
+    interrupted = False
+    try:
+        for step in steps:
+            meter.step()
+            pieces = [row.push(token) for row, token in zip(rows, step, strict=True)]
+            write(pieces[0])
+            if all(row.finish_reason for row in rows):
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    for row in rows:
+        limit = "length" if len(row.tokens) == max_new_tokens else "context"
+        text = row.finish("interrupted" if interrupted else limit)
+        if row is rows[0]:
+            write(text)
+    return interrupted
+
+
+def complete(args, model, tokenizer, settings, prompts, encoded):
+    """Write the texts for some prompts: one alone as it comes, several when all are whole."""
+    from nanomodels import generate_batch
+
+    samples = args.num_samples
+    rows = [Row(tokenizer, args.stop) for _ in prompts for _ in range(samples)]
+    alone = len(rows) == 1 and not args.json
+    steps = generate_batch(model, encoded, num_samples=samples, **settings)
+    meter = Meter(args, model, sum(map(len, encoded)))
+    interrupted = produce(
+        rows, steps, settings["max_new_tokens"], meter, write if alone else lambda text: None
+    )
+    if alone:
+        write("\n")
+    for n, row in enumerate(rows):
+        prompt, sample = divmod(n, samples)
+        if args.json:
+            fields = {
+                "prompt": prompts[prompt],
+                "sample": sample,
+                "text": row.text,
+                "finish_reason": row.finish_reason,
+                "prompt_tokens": len(encoded[prompt]),
+                "new_tokens": len(row.tokens),
+                "seed": settings["seed"] + sample if settings["temperature"] else None,
+            }
+            write(json.dumps(fields, ensure_ascii=False) + "\n")
+        elif not alone:
+            write(row.text + "\n")
+    meter.report(sum(len(row.tokens) for row in rows), settings)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def converse(args, model, tokenizer, settings):
+    """A chat on the terminal; each turn feeds what the cache does not hold yet."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (line editing for input())
+    from nanomodels import generate_batch
+
+    print("Chat: an empty line, Ctrl-D or Ctrl-C ends it.", file=sys.stderr)
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    turns = []
+    held, cache = [], model.new_cache(1, 0)  # the ids that the cache holds
+    while True:
+        try:
+            text = input("> " if sys.stdout.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if not text.strip():
+            return
+        turns.append({"role": "user", "content": text})
+        ids = tokenizer.encode_chat(system + turns)
+        while len(ids) >= model.context_length and len(turns) > 1:
+            print("(the context is full: the oldest turn is forgotten)", file=sys.stderr)
+            del turns[:2]
+            ids = tokenizer.encode_chat(system + turns)
+        needed = min(len(ids) + settings["max_new_tokens"], model.context_length)
+        if needed > cache.max_length:
+            held, cache = [], model.new_cache(1, min(2 * needed, model.context_length))
+        pairs = zip(held, ids, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        cache.truncate(min(same, len(ids) - 1))
+        row, meter = Row(tokenizer, args.stop), Meter(args, model, len(ids) - cache.length)
+        steps = generate_batch(model, [ids], cache=cache, **settings)
+        produce([row], steps, settings["max_new_tokens"], meter, write)
+        write("\n")
+        held = (ids + row.tokens)[: cache.length]
+        turns.append({"role": "assistant", "content": row.text})
+        meter.report(len(row.tokens), settings)
+
+
+def write(text):
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def report(name, *figures):
+    print(f"{name:8}{', '.join(figures)}", file=sys.stderr)
+
+
+class Meter:
+    """Times a generation, and says on stderr what it took."""
+
+    def __init__(self, args, model, prompt_tokens):
+        self.quiet, self.model, self.prompt_tokens = args.quiet, model, prompt_tokens
+        self.times = [time.perf_counter()]
+
+    def step(self):
+        self.times.append(time.perf_counter())
+
+    def report(self, new_tokens, settings):
+        if self.quiet or len(self.times) < 2:
+            return
+        first = self.times[1] - self.times[0]
+        report(
+            "prompt",
+            f"{self.prompt_tokens} tokens",
+            f"{self.prompt_tokens / first:.0f} tokens/s",
+            f"first token after {first:.3f} s",
+        )
+        figures = [f"{new_tokens} tokens"]
+        if len(self.times) > 2:  # a step reads every weight once, but the embedding only in part
+            steps = len(self.times) - 2
+            seconds = self.times[-1] - self.times[1]
+            weights = {id(p): p.nbytes for p in self.model.parameters()}
+            if self.model.lm_head.weight is not self.model.embed_tokens.weight:
+                del weights[id(self.model.embed_tokens.weight)]
+            figures += [
+                f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
+                f"{sum(weights.values()) * steps / seconds / 1e9:.2f} GB/s",
+            ]
+        if settings["temperature"]:
+            figures.append(f"seed {settings['seed']}")
+        report("new", *figures)
+        report("memory", f"{peak_memory(self.model.lm_head.weight.device) / 1e6:.0f} MB peak")
+
+
+def peak_memory(device):
+    """Bytes: of the device where that is a GPU, else of this process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def show_progress(done, total):
+    """One line on a terminal that is written over; only for what takes its time."""
+    if total > 1e9 and sys.stderr.isatty():
+        end = "\r" if done < total else "\r\033[K"
+        print(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

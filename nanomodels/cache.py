@@ -1,0 +1,137 @@
+"""The hand-written cache: what a decoder remembers of the tokens that it has seen.
+
+The caller owns it: `cache = model.new_cache(batch, max_length)`, then `model(ids, cache=cache)` as
+often as wanted, with any number of tokens each time. It is allocated once, written in place, and
+moved on once, at the end of the model's forward; a forward that is interrupted leaves it as it was.
+
+A call's tokens take the next `t` columns of every row. Rows may be ragged: a column can be padding
+in one row and a token in another, so `positions` says for each row which token of that row stands
+in a column, or -1. All masking follows from these numbers, in `Cache.place`.
+
+b batch, t tokens in this call, s columns seen so far, g key/value heads, d head width.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+PADDING = -1
+
+
+@dataclass
+class KV:
+    """Keys and values of one attention block: k, v (b, g, max_length, d)."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+    def extend(self, k, v, start):
+        """Write k, v (b, g, t, d) at column `start`; return views of all so far (b, g, s, d)."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+    def reorder(self, rows):
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the tokens of one call stand, and what each of them may look at."""
+
+    start: int  # the first column that they take
+    positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
+    mask: (
+        torch.Tensor | None
+    )  # (b or 1, 1, t, s) True: may look; None: causal with t == s, or t == 1
+
+
+class Cache:
+    """One entry per block, at the block's index, and the one position that all of them share."""
+
+    def __init__(self, entries, batch, max_length, device):
+        self.entries = entries
+        self.max_length = max_length
+        self.length = 0  # columns in use
+        self.ragged = False  # whether any column may be padding
+        self.positions = torch.full((batch, max_length), PADDING, device=device)
+        self.tokens = torch.zeros((batch, 1), dtype=torch.long, device=device)  # seen, per row
+
+    def extend_by(self, step):
+        """Move on over the tokens of `step`; the last thing that a model's forward does."""
+        self.length = step.start + step.positions.shape[1]
+        self.tokens = torch.maximum(self.tokens, step.positions.amax(1, keepdim=True) + 1)
+
+    def clone(self):
+        """A cache of its own memory that goes on from here; neither ever touches the other."""
+        return copy.deepcopy(self)
+
+    def reorder(self, rows):
+        """Keep the rows named, in that order; a row may be named several times, or not at all."""
+        rows = torch.as_tensor(rows, device=self.positions.device)
+        self.positions, self.tokens = self.positions[rows], self.tokens[rows]
+        for entry in self.entries:
+            entry.reorder(rows)
+
+    def truncate(self, length):
+        """Forget all but the first `length` tokens of every row.
+
+        Raises ValueError if length is negative or more than the longest row has.
+        """
+        longest = int(self.tokens.max())
+        if not 0 <= length <= longest:
+            raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
+        self.positions[self.positions >= length] = PADDING
+        self.tokens = self.tokens.clamp(max=length)
+        used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
+        self.length = int(used[-1]) + 1 if len(used) else 0
+
+
+def place(cache, attention_mask, batch, tokens, device):
+    """Give a call's tokens their columns, their positions and their mask; returns a Step.
+
+    cache may be None: the plain full pass. attention_mask (b, t) is 1 for a token and 0 for
+    padding, on either side; None is all tokens.
+    Raises ValueError if the mask has another shape, or the cache other rows or too little room.
+    """
+    if attention_mask is not None and attention_mask.shape != (batch, tokens):
+        raise ValueError(
+            f"attention_mask is {tuple(attention_mask.shape)}; it must be {(batch, tokens)}, "
+            "for the tokens of this call (the cache remembers those before)"
+        )
+    start = 0 if cache is None else cache.length
+    end = start + tokens
+    if cache is not None and batch != len(cache.positions):
+        raise ValueError(f"the cache has {len(cache.positions)} rows; this call has {batch}")
+    if cache is not None and end > cache.max_length:
+        raise ValueError(
+            f"the cache holds {cache.max_length} tokens a row, {start} are used and {tokens} more "
+            f"are asked for; make it with max_length={end} or more"
+        )
+
+    if attention_mask is None:
+        positions = torch.arange(tokens, device=device).expand(batch, tokens)  # (b, t)
+    else:
+        positions = attention_mask.to(device).long().cumsum(1) - 1  # (b, t)
+    if cache is not None:
+        positions = positions + cache.tokens
+    ragged = attention_mask is not None or (cache is not None and cache.ragged)
+    if attention_mask is not None:
+        positions = positions.masked_fill(attention_mask.to(device) == 0, PADDING)
+    seen = positions
+    if cache is not None:
+        cache.ragged = ragged
+        cache.positions[:, start:end] = positions
+        seen = cache.positions[:, :end]  # (b, s)
+
+    if not ragged and (start == 0 or tokens == 1):
+        return Step(start, positions, None)
+    if not ragged:  # all rows alike
+        seen, query = seen[:1, None, :], positions[:1, :, None]
+    else:
+        seen, query = seen[:, None, :], positions[:, :, None]
+    mask = (seen <= query) & (seen != PADDING)  # (b, t, s)
+    # A padding query looks at everything: its output is unread, but a softmax over nothing is nan.
+    return Step(start, positions, (mask | (query == PADDING))[:, None])

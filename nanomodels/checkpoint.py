@@ -1,0 +1,244 @@
+"""Checkpoint folders in: config, tensors and stop ids from the files that a folder holds.
+
+A folder from the Hub (or one that convert_hf.py wrote) has config.json and safetensors, in one file
+or in shards with an index; a folder from a nanochat training run has model_*.pt and meta_*.json.
+The architecture's name table says which parameter each tensor is. Every tensor is used exactly
+once, and a tensor too many or too few is an error. On a CPU a parameter is the mapped file itself
+wherever the stored dtype is the wanted one; nothing is unpickled but plain tensors.
+"""
+
+import importlib
+import json
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+# model_type in config.json -> module of this package, class in it.
+ARCHITECTURES = {"nanochat": ("nanochat", "NanoChat")}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load(folder, device="cpu", dtype=None, progress=None):
+    """The model that a checkpoint folder holds, ready to run; its `stop_ids` are the checkpoint's.
+
+    dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
+    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
+    each tensor.
+    Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
+    """
+    folder = Path(folder)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the folder of a checkpoint")
+    if (folder / "config.json").is_file():
+        model, names, tensors = read_hub(folder)
+    elif any(folder.glob("model_*.pt")):
+        model, names, tensors = read_nanochat(folder)
+    else:
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
+        )
+    try:
+        fill(model, rename(tensors, names), torch.device(device), dtype, progress)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return model.eval()
+
+
+def read_json(path):
+    """The object that a JSON file holds."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def read_hub(folder):
+    """The model on the meta device, the name table and the mapped tensors of a Hub folder."""
+    path = folder / "config.json"
+    hub = read_json(path)
+    model_type = hub.get("model_type")
+    if model_type not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{path}: model_type {model_type!r} is unknown; supported: {supported}")
+    if hub.get("quantization_config"):
+        raise ValueError(f"{path}: quantization_config: quantised weights are not supported")
+    module_name, class_name = ARCHITECTURES[model_type]
+    architecture = importlib.import_module(f"nanomodels.{module_name}")
+    try:
+        config = architecture.config_from_hub(hub)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with torch.device("meta"):
+        model = getattr(architecture, class_name)(config)
+    model.stop_ids = stop_ids(folder, hub)
+    return model, architecture.HUB_NAMES, read_safetensors(folder)
+
+
+def read_nanochat(folder):
+    """The same of a nanochat training folder, at its highest step."""
+    from nanomodels import nanochat
+
+    path = max(folder.glob("model_*.pt"), key=lambda path: path.stem)
+    meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
+    meta = read_json(meta_path)
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a whole file of plain tensors ({reason})") from None
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
+    if "transformer.wte.weight" not in tensors:
+        raise ValueError(f"{path}: lacks transformer.wte.weight; not a nanochat checkpoint")
+    try:
+        rows = len(tensors["transformer.wte.weight"])
+        config = nanochat.config_from_native(meta.get("model_config", {}), rows)
+    except ValueError as error:
+        raise ValueError(f"{meta_path}: {error}") from None
+    with torch.device("meta"):
+        model = nanochat.NanoChat(config)
+    # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
+    # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
+    model.stop_ids = (config.vocab_size - 9, config.vocab_size - 5)
+    return model, nanochat.NATIVE_NAMES, tensors
+
+
+def stop_ids(folder, hub):
+    """The ids that end a text: all that generation_config, config and tokenizer_config name."""
+    found = [hub.get("eos_token_id")]
+    if (folder / "generation_config.json").is_file():
+        found.append(read_json(folder / "generation_config.json").get("eos_token_id"))
+    if (folder / "tokenizer_config.json").is_file():
+        found.append(eos_of_tokenizer(folder))
+    ids = [i for entry in found for i in (entry if isinstance(entry, list) else [entry])]
+    return tuple(sorted({i for i in ids if i is not None}))
+
+
+def eos_of_tokenizer(folder):
+    """The id of tokenizer_config.json's eos_token, or None."""
+    config = read_json(folder / "tokenizer_config.json")
+    eos = config.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    if eos is None:
+        return None
+    added = {
+        token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()
+    }
+    if eos not in added and (folder / "tokenizer.json").is_file():
+        tokenizer = read_json(folder / "tokenizer.json")
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+    return added.get(eos)
+
+
+def read_safetensors(folder):
+    """Name -> tensor over all safetensors files of a folder; mapped, so nothing is read yet."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return map_file(single)
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder}: has neither {single.name} nor {index.name}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
+    tensors = {}
+    for shard in sorted(set(weight_map.values())):
+        for name, tensor in map_file(folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise ValueError(f"{folder / shard}: holds {name}, which {index.name} does not say")
+            tensors[name] = tensor
+    missing = sorted(weight_map.keys() - tensors.keys())
+    if missing:
+        raise ValueError(f"{folder / weight_map[missing[0]]}: lacks {listed(missing)}")
+    return tensors
+
+
+def map_file(path):
+    """Name -> tensor of one safetensors file; the tensors are views of the mapped file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; is the download complete?")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def rename(tensors, names):
+    """Parameter name -> list of (checkpoint name, tensor), by an architecture's name table.
+
+    Numbers between dots stand as {} in the table; a name that the table maps to None is left out.
+    Raises ValueError for names that are not in the table.
+    """
+    renamed, unknown = {}, []
+    for name, tensor in tensors.items():
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
+        if pattern not in names:
+            unknown.append(name)
+        elif names[pattern] is not None:
+            renamed.setdefault(names[pattern].format(*numbers), []).append((name, tensor))
+    if unknown:
+        raise ValueError(f"unexpected tensors: {listed(unknown)}")
+    return renamed
+
+
+def fill(model, tensors, device, dtype, progress):
+    """Put each tensor in place of its meta parameter; tied parameters take one between them."""
+    homes = {}  # id of a meta parameter -> it, and each (module, leaf, full name) that holds it
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}.{leaf}" if prefix else leaf
+            homes.setdefault(id(parameter), (parameter, []))[1].append((module, leaf, full))
+    found = [
+        (parameter, places, [entry for _, _, full in places for entry in tensors.pop(full, ())])
+        for parameter, places in homes.values()
+    ]
+    if tensors:
+        names = [name for entries in tensors.values() for name, _ in entries]
+        raise ValueError(f"unexpected tensors: {listed(names)}")
+    missing = [places[0][2] for _, places, entries in found if not entries]
+    if missing:
+        raise ValueError(f"missing tensors: {listed(missing)}")
+    sizes = Counter()
+    for parameter, _, entries in found:
+        for name, tensor in entries:
+            if tensor.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} is {list(tensor.shape)}; the config asks for {list(parameter.shape)}"
+                )
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{name} is {tensor.dtype}; supported: float32, bfloat16, float16")
+        for name, tensor in entries[1:]:
+            if tensor.dtype != entries[0][1].dtype or not torch.equal(tensor, entries[0][1]):
+                raise ValueError(f"{entries[0][0]} and {name} are one parameter, but differ")
+        tensor = entries[0][1]
+        sizes[tensor.dtype] += tensor.numel()
+    wanted = dtype or sizes.most_common(1)[0][0]
+
+    total = sum(entries[0][1].nbytes for _, _, entries in found)
+    done = 0
+    for _, places, entries in found:
+        tensor = entries[0][1]
+        done += tensor.nbytes
+        parameter = nn.Parameter(tensor.to(device, wanted), requires_grad=False)
+        for module, leaf, _ in places:
+            setattr(module, leaf, parameter)
+        if progress is not None:
+            progress(done, total)
+
+
+def listed(names):
+    """Up to five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

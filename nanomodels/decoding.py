@@ -1,0 +1,185 @@
+"""Prompt to tokens: one prefill, then one token a step, for one prompt or for many at once.
+
+    logits = model(prompt, cache=cache)          every prompt token, once
+    repeat:  token = sample(logits)
+             logits = model(token, cache=cache)  one token a row, all before it from the cache
+
+Prompts of different lengths are padded on the left, so that all rows end at the same column.
+"""
+
+import secrets
+from itertools import takewhile
+
+import torch
+
+from nanomodels.sampling import Sampler
+
+
+def generate(
+    model,
+    ids,
+    *,
+    max_new_tokens=256,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    seed=None,
+    stop_ids=None,
+    cache=None,
+):
+    """Continue the prompt `ids` (a list of token ids), token by token: an iterator of ints.
+
+    Ends after max_new_tokens, where the model's context is full, or before the first of stop_ids
+    (None: the checkpoint's own, model.stop_ids; []: none), which is not given out. temperature 0 is
+    greedy; seed None draws another seed each time. A cache may be passed that holds the first
+    tokens of ids already: only the rest is fed, and afterwards it holds what was fed.
+    Raises ValueError for an empty prompt, one longer than the context, or a setting out of range.
+    """
+    rows = generate_batch(
+        model,
+        [ids],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop_ids=stop_ids,
+        cache=cache,
+    )
+    return (row[0] for row in takewhile(lambda row: row[0] is not None, rows))
+
+
+def generate_batch(
+    model,
+    prompts,
+    *,
+    num_samples=1,
+    max_new_tokens=256,
+    seed=None,
+    stop_ids=None,
+    cache=None,
+    **sampling,
+):
+    """Continue several prompts at once: an iterator of lists with the next token of each row.
+
+    prompts is a list of lists of ids, of any lengths. Each is continued num_samples times from one
+    prefill; rows are in the order prompt 0 sample 0, prompt 0 sample 1, ... A row that has ended
+    gives None from then on, and the iterator ends when all have, or with the last token that
+    max_new_tokens or the context allow. Sample j draws from seed + j, whatever stands around it, so a row is
+    what `generate` with that seed gives for its prompt alone. Other settings as for `generate`.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt is empty; give at least one token")
+    if num_samples < 1 or max_new_tokens < 0:
+        raise ValueError("num_samples must be 1 or more, and max_new_tokens 0 or more")
+    longest = max(map(len, prompts))
+    if longest > model.context_length:
+        raise ValueError(
+            f"the prompt has {longest} tokens; the model's context holds {model.context_length}"
+        )
+    vocab_size = model.config.vocab_size
+    if not all(0 <= i < vocab_size for ids in prompts for i in ids):
+        raise ValueError(f"a prompt has ids that are not in the vocabulary of {vocab_size}")
+    if cache is not None and cache.length >= longest:
+        raise ValueError(f"the cache holds {cache.length} tokens; the prompt must have more")
+    seed = secrets.randbits(32) if seed is None else seed
+    seeds = [seed + sample for _ in prompts for sample in range(num_samples)]
+    sampler = Sampler(seeds, **sampling)
+    stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
+    return steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, cache)
+
+
+@torch.inference_mode()
+def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, cache):
+    """The loop behind `generate_batch`, which has checked everything."""
+    longest = max(map(len, prompts))
+    # The last token is not fed, so a prompt may fill the context and still get one token.
+    new_tokens = min(max_new_tokens, model.context_length - longest + 1)
+    if new_tokens == 0:
+        return
+    if cache is None:
+        cache = model.new_cache(len(prompts), longest + new_tokens - 1)
+    new_tokens = min(new_tokens, cache.max_length - longest + 1)
+    device = cache.positions.device
+    lengths = torch.tensor([len(ids) for ids in prompts])
+    padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])  # (b, t)
+    real = torch.arange(longest) >= longest - lengths[:, None]  # (b, t)
+    seen = None
+    if sampler.repetition_penalty != 1:
+        seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
+        for row, ids in zip(seen, prompts, strict=True):
+            row[ids] = True
+        seen = seen.to(device).repeat_interleave(num_samples, 0)
+    logits = model(
+        padded[:, cache.length :].to(device),
+        cache=cache,
+        attention_mask=None if real.all() else real.to(device),
+        logits_to_keep=1,
+    )[:, -1]  # (b, vocab)
+    if num_samples > 1:
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
+        logits = logits[rows]
+        cache.reorder(rows)
+
+    live = [True] * len(logits)
+    for remaining in reversed(range(new_tokens)):
+        tokens = sampler(logits, seen)  # (b,)
+        row_tokens = tokens.tolist()
+        live = [on and i not in stop_ids for on, i in zip(live, row_tokens, strict=True)]
+        yield [i if on else None for on, i in zip(live, row_tokens, strict=True)]
+        if not any(live):
+            return
+        if remaining:
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
+            logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1]
+
+
+class TextStream:
+    """Tokens in, text out as soon as it is certain: whole characters, and no part of a stop string.
+
+    stop is a list of strings; the text ends before the first that appears, and `stopped` says so.
+    """
+
+    def __init__(self, tokenizer, stop=()):
+        self.decoder = tokenizer.stream()
+        self.stop = [text for text in stop if text]
+        self.held = ""  # may yet become a stop string
+        self.stopped = False
+
+    def push(self, token):
+        """The text that is certain now that `token` has come."""
+        return self.release(self.decoder.push(token))
+
+    def finish(self):
+        """The rest, once no token is to come."""
+        text = self.release(self.decoder.finish())
+        text, self.held = text + self.held, ""
+        return text
+
+    def release(self, text):
+        if self.stopped:
+            return ""
+        self.held += text
+        starts = [at for at in map(self.held.find, self.stop) if at >= 0]
+        if starts:
+            self.stopped = True
+            text, self.held = self.held[: min(starts)], ""
+            return text
+        # Hold the longest end that is the beginning of a stop string.
+        keep = max(
+            (
+                n
+                for stop in self.stop
+                for n in range(1, min(len(stop), len(self.held) + 1))
+                if self.held.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        cut = len(self.held) - keep
+        text, self.held = self.held[:cut], self.held[cut:]
+        return text

@@ -1,0 +1,205 @@
+"""Rotary position embedding: the rotation angles of a config, with every frequency scaling.
+
+An attention head of width d is rotated in d/2 planes. Plane i turns by `position * theta^(-2i/d)`;
+the scaled types change these frequencies so that a model can read further than it was trained.
+This file is arithmetic on a config; which halves form a plane, and which way it turns, is the
+architecture's own business.
+
+Source: arXiv 2104.09864; transformers 5.23.0 modeling_rope_utils.py (names, defaults, formulas).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+# Keys of rope_parameters for each type: required, then optional.
+TYPES = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor",),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor")),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ()),
+}
+# Keys that say what the angles are for every type.
+COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+SCALED = ("yarn", "longrope", "llama3")  # these know the length the model was first trained for
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The rotary part of a config; one field per key of the Hub's `rope_parameters`."""
+
+    rope_type: str
+    rope_theta: float
+    dim: int  # leading part of a head that is rotated; even
+    max_position_embeddings: int
+    original_max_position_embeddings: int  # length before the scaling; "yarn", "longrope", "llama3"
+    factor: float | None = None
+    attention_factor: float | None = None  # multiplies cos and sin
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+
+def rope_from_hub(config, head_dim):
+    """Read the rotary keys of a Hub config.json.
+
+    config is the parsed dict; `rope_parameters`, or its older spelling `rope_scaling` with a
+    top-level `rope_theta`, are read as transformers 5.23.0 reads them.
+    Raises ValueError for an unknown type or key, a missing key, or an odd rotated width.
+    """
+    found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    rope_type = found.get("rope_type", found.get("type", "default"))
+    if rope_type not in TYPES:
+        raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
+    required, optional = TYPES[rope_type]
+    if rope_type in SCALED:
+        optional += ("original_max_position_embeddings",)
+    for key in found:
+        if key not in required + optional + COMMON:
+            raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
+    for key in required:
+        if key not in found:
+            raise ValueError(f"rope_parameters lacks {key!r}, which rope_type {rope_type!r} needs")
+
+    partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    dim = int(head_dim * (1.0 if partial is None else partial))
+    if dim % 2 or dim < 2:
+        raise ValueError(f"the rotated part of a head is {dim} wide; it must be even and positive")
+    context = config["max_position_embeddings"]
+    original = found.get("original_max_position_embeddings") or context
+    if rope_type in SCALED:  # a top-level key wins over the nested one
+        original = config.get("original_max_position_embeddings") or original
+    factor = found.get("factor")
+    if factor is None and rope_type in ("yarn", "longrope"):
+        factor = context / original
+    short, long = (tuple(found.get(key, ())) for key in ("short_factor", "long_factor"))
+    if rope_type == "longrope" and not len(short) == len(long) == dim // 2:
+        raise ValueError(
+            f"short_factor and long_factor have {len(short)} and {len(long)} numbers; "
+            f"each must have {dim // 2}, one for each rotated plane"
+        )
+    theta = found.get("rope_theta")
+    if theta is None:
+        theta = config.get("rope_theta")
+    truncate = found.get("truncate")
+    return Rope(
+        rope_type=rope_type,
+        rope_theta=10_000.0 if theta is None else theta,
+        dim=dim,
+        max_position_embeddings=context,
+        original_max_position_embeddings=original,
+        factor=factor,
+        truncate=True if truncate is None else truncate,
+        short_factor=short,
+        long_factor=long,
+        **{
+            key: found.get(key)
+            for key in (
+                "attention_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "low_freq_factor",
+                "high_freq_factor",
+            )
+        },
+    )
+
+
+def rotation(rope, positions, length):
+    """Cosine and sine of the rotation angles, float32.
+
+    positions (b, t) of the tokens; returns cos, sin (b, t, dim/2).
+    `length` matters to "dynamic" and "longrope" alone, whose frequencies depend on how long the
+    sequence is: the cache's max_length, or t without one. It stays what it is for the life of a
+    cache, so that keys already cached and keys to come are turned alike (transformers 5.23.0
+    changes the frequencies in mid-sequence and leaves the cached keys as they were).
+    """
+    inv_freq, scale = frequencies(rope, length, positions.device)
+    angles = positions.float()[..., None] * inv_freq  # (b, t, dim/2)
+    return angles.cos() * scale, angles.sin() * scale
+
+
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # the tensor is remembered, and may meet autograd later
+def frequencies(rope, length, device):
+    """Angle per position of each rotated plane (dim/2,), float32, and the factor on cos and sin.
+
+    Source: transformers 5.23.0 modeling_rope_utils.py:129-680, one branch per rope_type.
+    """
+    theta, factor, dim = rope.rope_theta, rope.factor, rope.dim
+    if rope.rope_type == "dynamic":  # NTK: a larger base once the sequence outgrows the training
+        trained = rope.max_position_embeddings
+        growth = factor * max(length, trained) / trained - (factor - 1)
+        theta = theta * growth ** (dim / (dim - 2))
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    inv_freq = 1.0 / theta**exponents
+    scale = 1.0
+    if rope.rope_type == "linear":
+        inv_freq = inv_freq / factor
+    elif rope.rope_type == "yarn":
+        scale = yarn_scale(rope)
+        keep = 1 - yarn_ramp(rope).to(device)  # 1: a fast plane, left as trained; 0: interpolated
+        inv_freq = inv_freq / factor * (1 - keep) + inv_freq * keep
+    elif rope.rope_type == "longrope":
+        trained = rope.original_max_position_embeddings
+        scale = rope.attention_factor
+        if scale is None:
+            scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+        stretch = rope.long_factor if length > trained else rope.short_factor
+        inv_freq = 1.0 / (torch.tensor(stretch, device=device) * theta**exponents)
+    elif rope.rope_type == "llama3":
+        trained, low, high = (
+            rope.original_max_position_embeddings,
+            rope.low_freq_factor,
+            rope.high_freq_factor,
+        )
+        turns = trained * inv_freq / (2 * math.pi)  # full turns within the trained length
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: divided by factor; 1: kept
+        inv_freq = (1 - smooth) * inv_freq / factor + smooth * inv_freq
+    return inv_freq, scale
+
+
+def yarn_scale(rope):
+    """The factor on cos and sin that keeps the softmax sharp (YaRN, arXiv 2309.00071 eq. 22)."""
+
+    def attention_scale(mscale):
+        return 0.1 * mscale * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return attention_scale(rope.mscale) / attention_scale(rope.mscale_all_dim)
+    return attention_scale(1.0)
+
+
+def yarn_ramp(rope):
+    """0 to 1 over the planes (dim/2,): where YaRN goes from keeping to interpolating."""
+
+    def plane(turns):  # the plane that makes this many turns within the trained length
+        trained = rope.original_max_position_embeddings
+        return (
+            rope.dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+        )
+
+    low, high = plane(rope.beta_fast or 32), plane(rope.beta_slow or 1)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    if low == high:
+        high += 0.001
+    return ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)

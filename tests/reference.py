@@ -1,0 +1,104 @@
+"""Random checkpoints that transformers writes, and what transformers computes with them."""
+
+import torch
+from transformers import NanoChatConfig, NanoChatForCausalLM
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def pick(rng, *choices):
+    return choices[int(torch.randint(len(choices), (), generator=rng))]
+
+
+def random_rope(rng, rope_type, head_dim, context):
+    """rope_parameters of a type, no value at its default; the trained length is well below 40."""
+
+    def numbers(low, high):
+        values = torch.rand(head_dim // 2, generator=rng) * (high - low) + low
+        return [round(float(value), 3) for value in values]
+
+    common = {"rope_type": rope_type, "rope_theta": pick(rng, 500.0, 10000.0, 77777.0)}
+    extra = {
+        "default": {},
+        "linear": {"factor": 3.5},
+        "dynamic": {"factor": 2.5},
+        "yarn": {
+            "factor": 4.0,
+            "original_max_position_embeddings": context // 4,
+            **pick(
+                rng,
+                {},
+                {"beta_fast": 6.0, "beta_slow": 0.5, "truncate": False},
+                {"attention_factor": 1.3},
+                {"mscale": 1.2, "mscale_all_dim": 0.7},
+            ),
+        },
+        "longrope": {
+            "short_factor": numbers(1.0, 1.5),
+            "long_factor": numbers(1.5, 4.0),
+            "original_max_position_embeddings": pick(rng, 24, context),
+            **pick(rng, {"factor": 8.0}, {"factor": 4.0, "attention_factor": 0.8}),
+        },
+        "llama3": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 64,
+        },
+    }
+    return common | extra[rope_type]
+
+
+def spread(model, rng):
+    """Random weights at which each block matters and logits differ by more than 1."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=rng)
+            if parameter.dim() == 2:
+                parameter.mul_(parameter.shape[1] ** -0.5)
+        model.get_output_embeddings().weight.mul_(3.0)
+
+
+def random_nanochat(seed):
+    """A small NanoChatForCausalLM in float32; the seed decides every field."""
+    rng = torch.Generator().manual_seed(seed)
+    rope_type = ROPE_TYPES[seed % len(ROPE_TYPES)]
+    groups, ratio = pick(rng, (1, 1), (3, 1), (5, 1), (1, 2), (3, 2), (2, 4), (1, 5), (1, 7))
+    head_dim = pick(rng, 6, 8, 16)
+    context = 256
+    config = NanoChatConfig(
+        vocab_size=pick(rng, 97, 130, 251),
+        hidden_size=groups * ratio * head_dim,
+        intermediate_size=pick(rng, 31, 64, 100),
+        num_hidden_layers=pick(rng, 1, 2, 3),
+        num_attention_heads=groups * ratio,
+        num_key_value_heads=groups,
+        max_position_embeddings=context,
+        rms_norm_eps=pick(rng, 1e-6, 1e-5, 1e-2),
+        final_logit_softcapping=pick(rng, 15.0, 4.0, None),
+        attention_bias=pick(rng, True, False),
+        tie_word_embeddings=pick(rng, True, False),
+        rope_parameters=random_rope(rng, rope_type, head_dim, context),
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = NanoChatForCausalLM(config).eval()
+    spread(model, rng)
+    return model
+
+
+def first_difference(theirs, ours, ids):
+    """Which block's output differs first, and by how much: the message of a failed comparison."""
+    outputs = {}
+    for side, layers in (("theirs", theirs.model.layers), ("ours", ours.layers)):
+        for i, layer in enumerate(layers):
+            layer.register_forward_hook(
+                lambda _, __, output, key=(side, i): outputs.__setitem__(key, output)
+            )
+    theirs(ids), ours(ids)
+    for i in range(len(ours.layers)):
+        difference = (outputs["theirs", i] - outputs["ours", i]).abs().max()
+        if difference > 2e-5:
+            return f"block {i} is the first that differs, by {difference:.1e}"
+    return "all blocks agree; the difference is behind them"
