@@ -1,0 +1,237 @@
+"""Sampling and the decode loop: what is drawn, what is fed, when it ends."""
+
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from reference import random_nanochat
+from transformers.generation import logits_process as theirs
+
+import nanomodels
+from nanomodels.decoding import TextStream
+from nanomodels.sampling import Sampler, draw
+
+GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return nanomodels.load(GOLDEN)
+
+
+@pytest.fixture
+def fed(model, monkeypatch):
+    """The shapes of the ids that each forward of the model was given."""
+    shapes, forward = [], model.forward
+
+    def spy(ids, **kwargs):
+        shapes.append(tuple(ids.shape))
+        return forward(ids, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    return shapes
+
+
+def uncached(model, ids, new_tokens):
+    """Greedy continuation by full passes over everything, without a cache."""
+    ids = list(ids)
+    for _ in range(new_tokens):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[-new_tokens:]
+
+
+def test_cached_decoding_feeds_the_prompt_once_then_single_tokens(model, fed):
+    ids = [5, 17, 300, 41, 8, 8, 9]
+    found = list(nanomodels.generate(model, ids, max_new_tokens=20, stop_ids=[]))
+    assert fed == [(1, 7)] + [(1, 1)] * 19
+    assert found == uncached(model, ids, 20)
+
+
+def test_generation_ends_before_the_first_stop_id(model):
+    ids = [1, 2, 3]
+    free = list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
+    stop = free[11]
+    first = free.index(stop)
+    assert list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[stop])) == free[:first]
+    model.stop_ids, kept = (stop,), model.stop_ids
+    try:
+        assert list(nanomodels.generate(model, ids, max_new_tokens=30)) == free[:first]
+    finally:
+        model.stop_ids = kept
+
+
+def test_generation_ends_where_the_context_is_full(model, fed):
+    ids = list(range(390)) + list(range(115))
+    assert model.context_length == 512
+    assert len(list(nanomodels.generate(model, ids, max_new_tokens=50, stop_ids=[]))) == 8
+    assert sum(tokens for _, tokens in fed) == 512
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 399), min_size=1, max_size=30), min_size=1, max_size=4))
+def test_a_row_of_a_batch_is_what_its_prompt_alone_gives(model, prompts):
+    for sampling in ({}, {"temperature": 0.9, "top_k": 50, "repetition_penalty": 1.2}):
+        kwargs = {"max_new_tokens": 12, "seed": 3, "stop_ids": [], **sampling}
+        rows = list(zip(*nanomodels.generate_batch(model, prompts, **kwargs), strict=True))
+        for row, ids in zip(rows, prompts, strict=True):
+            assert list(row) == list(nanomodels.generate(model, ids, **kwargs))
+
+
+def test_rows_end_on_their_own_stop_ids_and_then_give_none(model):
+    prompts = [[1, 2, 3], [7], [50, 60]]
+    free = [list(nanomodels.generate(model, p, max_new_tokens=15, stop_ids=[])) for p in prompts]
+    stops = [free[0][2], free[1][6]]
+    rows = zip(
+        *nanomodels.generate_batch(model, prompts, max_new_tokens=15, stop_ids=stops), strict=True
+    )
+    for row, tokens in zip(rows, free, strict=True):
+        end = min([tokens.index(s) for s in stops if s in tokens], default=15)
+        assert [i for i in row if i is not None] == tokens[:end]
+        assert all(i is None for i in row[end:])
+
+
+def test_samples_share_one_prefill_differ_and_are_reproducible(model, fed):
+    kwargs = {"max_new_tokens": 8, "temperature": 1.0, "seed": 11, "stop_ids": []}
+    prompts = [[1, 2, 3, 4], [9]]
+    rows = list(
+        zip(*nanomodels.generate_batch(model, prompts, num_samples=6, **kwargs), strict=True)
+    )
+    assert fed == [(2, 4)] + [(12, 1)] * 7
+    assert len({row[0] for row in rows[:6]}) > 1, "the first token is drawn for each sample"
+    assert len(set(rows)) > 10
+    for j in (0, 5):  # sample j is what seed + j draws alone
+        alone = nanomodels.generate(model, prompts[1], **(kwargs | {"seed": 11 + j}))
+        assert list(alone) == list(rows[6 + j])
+    other = list(nanomodels.generate(model, prompts[0], **(kwargs | {"seed": 99})))
+    assert other != list(rows[0])
+
+
+def test_a_cache_that_holds_the_beginning_is_fed_only_the_rest(model, fed):
+    ids = list(range(20))
+    expected = list(nanomodels.generate(model, ids, max_new_tokens=6, stop_ids=[]))
+    cache = model.new_cache(1, 64)
+    with torch.inference_mode():
+        model(torch.tensor([*ids[:13], 300, 301]), cache=cache)
+    cache.truncate(13)
+    fed.clear()
+    found = list(nanomodels.generate(model, ids, max_new_tokens=6, stop_ids=[], cache=cache))
+    assert fed == [(1, 7)] + [(1, 1)] * 5
+    assert found == expected
+    assert cache.length == 25
+    with pytest.raises(ValueError, match="the cache holds 25 tokens"):
+        nanomodels.generate(model, ids, cache=cache)
+
+
+def test_a_seeded_model_without_a_checkpoint_generates(tmp_path):
+    random_nanochat(2).save_pretrained(tmp_path)
+    model = nanomodels.load(tmp_path)
+    assert model.stop_ids == ()
+    assert len(list(nanomodels.generate(model, [1], max_new_tokens=3))) == 3
+    assert list(nanomodels.generate(model, [1], max_new_tokens=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"ids": []}, "a prompt is empty"),
+        ({"ids": [1] * 513}, "513 tokens; the model's context holds 512"),
+        ({"ids": [400]}, "not in the vocabulary of 400"),
+        ({"ids": [-1]}, "not in the vocabulary"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 2}, "top_p is 2; it must be above 0 and at most 1"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_runs(model, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        nanomodels.generate(model, kwargs.pop("ids", [1]), **kwargs)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_probabilities_are_those_of_transformers(data):
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    size = data.draw(st.integers(2, 60))
+    logits = torch.randn(3, size, generator=rng) * data.draw(st.floats(0.1, 9))
+    temperature = data.draw(st.floats(0.05, 5))
+    top_k = data.draw(st.integers(0, size + 3))
+    top_p = data.draw(st.floats(0.01, 1))
+    min_p = data.draw(st.floats(0, 1))
+    penalty = data.draw(st.sampled_from([1.0, 1.3, 0.7]))
+    text = torch.randint(size, (3, 4), generator=rng)
+
+    scores = logits.clone()
+    if penalty != 1:
+        scores = theirs.RepetitionPenaltyLogitsProcessor(penalty)(text, scores)
+    scores = theirs.TemperatureLogitsWarper(temperature)(text, scores)
+    if top_k:
+        scores = theirs.TopKLogitsWarper(top_k)(text, scores)
+    scores = theirs.TopPLogitsWarper(top_p)(text, scores)
+    scores = theirs.MinPLogitsWarper(min_p)(text, scores)
+
+    sampler = Sampler(
+        [0] * 3,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+    )
+    seen = torch.zeros(3, size, dtype=torch.bool).scatter(1, text, True)
+    found = sampler.probabilities(sampler.penalise(logits, seen))
+    torch.testing.assert_close(found, scores.softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_are_drawn_with_their_probabilities():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]])
+    generator = [torch.Generator().manual_seed(0)]
+    counts = torch.zeros(6)
+    for _ in range(20000):
+        counts[draw(probabilities, generator)] += 1
+    assert counts[[0, 2, 5]].sum() == 0
+    assert (counts / 20000 - probabilities[0]).abs().max() < 0.015  # four standard deviations
+
+
+def test_a_tiny_temperature_is_greedy_and_never_overflows():
+    logits = torch.tensor([[1.0, 30.0, 29.9, -5.0]])
+    assert Sampler([0], temperature=1e-30)(logits, None).tolist() == [1]
+
+
+class Letters:
+    """A tokenizer whose ids are the letters' code points."""
+
+    def stream(self):
+        return self
+
+    def push(self, token):
+        return chr(token)
+
+    def finish(self):
+        return ""
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_text_ends_before_the_first_stop_string_and_never_shows_part_of_it(text, stop):
+    stream, shown = TextStream(Letters(), stop), ""
+    for letter in text:
+        shown += stream.push(ord(letter))
+        assert text.startswith(shown)
+    shown += stream.finish()
+    # The stop string that is complete first; of two that end together, the longer.
+    ends = [(text.find(s) + len(s), -len(s)) for s in stop if s in text]
+    if ends:
+        end, length = min(ends)
+        assert stream.stopped
+        assert shown == text[: end + length]
+    else:
+        assert shown == text
+        assert not stream.stopped
