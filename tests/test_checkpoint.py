@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def shards(tmp_path):
-    random_nanochat(3).save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    random_nanochat(3).save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     return tmp_path / "shards"
 
 
