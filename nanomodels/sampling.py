@@ -45,14 +45,19 @@ class Sampler:
 
         seen is read only where repetition_penalty is on, and may be None otherwise.
         """
-        if self.repetition_penalty != 1:
-            penalised = torch.where(
-                logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty
-            )
-            logits = torch.where(seen, penalised, logits)
+        logits = self.penalise(logits, seen)
         if self.temperature == 0:
             return logits.argmax(-1)
         return draw(self.probabilities(logits), self.generators)
+
+    def penalise(self, logits, seen):
+        """Lower the logits of tokens that the text has already, arXiv 1909.05858 section 4.1."""
+        if self.repetition_penalty == 1:
+            return logits
+        penalised = torch.where(
+            logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty
+        )
+        return torch.where(seen, penalised, logits)
 
     def probabilities(self, logits):
         """What the tokens are drawn from: (b, v) float32, rows sum to 1."""

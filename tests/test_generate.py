@@ -1,0 +1,306 @@
+"""The command line: what comes out where, and what bad input says."""
+
+import io
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import generate
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+FRANCE = "What is the capital of France?"
+
+
+class Terminal(io.StringIO):
+    """Captured text in place of a standard stream."""
+
+    def __init__(self, text="", terminal=False):
+        super().__init__(text)
+        self.isatty = lambda: terminal
+        self.reconfigure = lambda **_: None
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run generate.py's main in this process; gives status, stdout, stderr."""
+
+    def run(*args, stdin="", terminal=False):
+        out, err = Terminal(), Terminal()
+        monkeypatch.setattr(sys, "stdin", Terminal(stdin, terminal))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        monkeypatch.setattr(generate, "discard_stdout", lambda: None)
+        status = generate.main([str(arg) for arg in args])
+        return status, out.getvalue(), err.getvalue()
+
+    return run
+
+
+def test_the_shipped_model_answers_a_question(run):
+    status, out, err = run(FRANCE)
+    assert status == 0
+    assert "Paris" in out
+    assert out.endswith("\n")
+    names = [line.split()[0] for line in err.splitlines()]
+    assert names == ["load", "prompt", "new", "memory"]
+    assert "tokens/s" in err
+    assert "GB/s" in err
+
+
+def test_quiet_is_quiet_and_the_same_text(run):
+    _, out, _ = run(FRANCE)
+    assert run(FRANCE, "--quiet") == (0, out, "")
+
+
+def test_the_prompt_may_be_piped(run):
+    _, out, _ = run(FRANCE)
+    assert run("--quiet", stdin=FRANCE + "\n") == (0, out, "")
+
+
+def test_text_comes_as_it_is_made(run, monkeypatch):
+    pieces = []
+    monkeypatch.setattr(generate, "write", pieces.append)
+    run(FRANCE, "--quiet")
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_a_prompt_file_is_a_batch_in_order(run, tmp_path):
+    prompts = [FRANCE, "What is 2 + 3?", "Hello!"]
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n\n".join(prompts) + "\n")
+    alone = [run(prompt, "--quiet")[1].rstrip("\n") for prompt in prompts]
+    status, out, _ = run("--prompt-file", path, "--json", "--quiet", "--dtype", "float32")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [answer["prompt"] for answer in answers] == prompts
+    assert [answer["text"] for answer in answers] == alone
+    assert {answer["finish_reason"] for answer in answers} == {"stop"}
+    assert run("--prompt-file", path, "--quiet")[1] == "".join(f"{text}\n" for text in alone)
+
+
+def test_samples_are_reproducible_by_their_seed(run):
+    args = ("--raw", "ROMEO:", "--temperature", "1", "--max-new-tokens", "12", "--json")
+    three = run(*args, "--num-samples", "3", "--seed", "5", "--quiet")[1]
+    assert run(*args, "--num-samples", "3", "--seed", "5", "--quiet")[1] == three
+    answers = [json.loads(line) for line in three.splitlines()]
+    assert len({answer["text"] for answer in answers}) == 3
+    assert [answer["seed"] for answer in answers] == [5, 6, 7]
+    alone = json.loads(run(*args, "--seed", "7", "--quiet")[1])
+    assert alone["text"] == answers[2]["text"]
+    assert {answer["finish_reason"] for answer in answers} == {"length"}
+    assert "seed" in run(*args)[2]
+
+
+def test_text_ends_before_a_stop_string(run):
+    _, out, _ = run(FRANCE, "--quiet")
+    cut = out.index("Paris")
+    for args in (("--stop", "Paris"), ("--stop", "zzz", "--stop", "Pari")):
+        assert run(FRANCE, "--quiet", *args) == (0, out[:cut] + "\n", "")
+
+
+def test_a_system_message_reaches_the_model(run, monkeypatch):
+    seen = []
+    original = generate.encode
+    monkeypatch.setattr(generate, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
+    run("Hi", "--system", "Be brief.")
+    run("Be brief.\n\nHi")
+    assert seen[0] == seen[1]
+    assert run("Hi", "--raw", "--system", "x")[0] == 2
+
+
+def test_raw_text_begins_with_one_bos(run, monkeypatch):
+    from nanomodels import Tokenizer
+
+    for folder in (ROOT / "weights" / "nanochat-tiny", GOLDEN):
+        tokenizer = Tokenizer.load(folder)
+        bos = tokenizer.special_ids["<|bos|>"]
+        args = generate.parse_arguments(["x"])
+        for chat in (True, False):
+            ids = generate.encode(args, tokenizer, "Hello world", chat)
+            assert ids[0] == bos
+            assert ids.count(bos) == 1
+
+
+def test_a_nanochat_training_folder_runs_as_it_is(run):
+    status, out, err = run("Hello", "--model", GOLDEN, "--max-new-tokens", "5", "--seed", "1")
+    assert status == 0
+    assert out
+    assert "seed 1" in err, "nanochat's own defaults sample: temperature 0.6, top_k 50"
+
+
+def broken(tmp_path, change):
+    """A copy of the shipped checkpoint with something changed in it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(ROOT / "weights" / "nanochat-tiny", folder)
+    path = folder / "model.safetensors"
+    name = "model.layers.0.mlp.fc1.weight"
+    if change in ("missing", "extra", "shape"):
+        tensors = load_file(path)
+        if change == "missing":
+            del tensors[name]
+        elif change == "extra":
+            tensors["model.extra.weight"] = torch.ones(2)
+        else:
+            tensors[name] = tensors[name][:, 1:].contiguous()
+        save_file(tensors, path)
+    elif change == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif change == "no weights":
+        path.unlink()
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config.update(change)
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("no weights", "has neither model.safetensors nor model.safetensors.index.json"),
+        ("cut", "model.safetensors: not a whole safetensors file"),
+        ("missing", "missing tensors: layers.0.mlp.fc1.weight"),
+        ("extra", "unexpected tensors: model.extra.weight"),
+        ("shape", "model.layers.0.mlp.fc1.weight is ["),
+        ({"model_type": "gpt9"}, "model_type 'gpt9' is unknown; supported: nanochat"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral' is not supported"),
+    ],
+    ids=str,
+)
+def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
+    status, out, err = run("Hi", "--model", broken(tmp_path, change))
+    assert (status, out) == (2, "")
+    assert err.startswith("generate.py: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["Hi", "--model", "no/such/folder"], "no/such/folder: no such folder"),
+        (["Hi", "--model", "tests"], "no checkpoint here"),
+        ([""], "the prompt is empty"),
+        (["--quiet"], "the prompt is empty (standard input)"),
+        (["--prompt-file", "/dev/null"], "the prompt is empty (/dev/null)"),
+        (["--prompt-file", "no-such-file"], "no-such-file"),
+        (["Hi", "--prompt-file", "x"], "not both"),
+        (["long " * 3000], "tokens; the model's context holds"),
+        (["Hi", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
+        (["Hi", "--temperature", "-1"], "temperature is -1.0"),
+        (["Hi", "--num-samples", "0"], "num_samples must be 1 or more"),
+        (["Hi", "--max-new-tokens", "-3"], "max_new_tokens 0 or more"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_gets_one_clear_line(run, args, words):
+    status, out, err = run(*args, *(() if "--quiet" in args else ("--quiet",)))
+    assert (status, out) == (2, "")
+    assert err.startswith("generate.py: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_cuda_is_refused_where_there_is_none(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device here" in run("Hi", "--device", "cuda")[2]
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as exited:
+        generate.main(["--help"])
+    assert exited.value.code == 0
+    out = capsys.readouterr().out
+    options = "model raw system prompt-file max-new-tokens temperature top-k top-p min-p json quiet"
+    options += " repetition-penalty seed num-samples stop device dtype"
+    for option in options.split():
+        assert f"--{option}" in out
+
+
+def command(*args, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "generate.py", *args],
+        cwd=ROOT,
+        text=True,
+        stderr=subprocess.PIPE,
+        **kwargs,
+    )
+
+
+def test_a_closed_pipe_is_quiet():
+    process = command("--raw", "ROMEO:", "--quiet", "--num-samples", "2", stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr.read() == ""
+
+
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        process = command(FRANCE, "--quiet", stdout=full)
+        assert process.wait() == 2
+    assert process.stderr.read() == "generate.py: error: [Errno 28] No space left on device\n"
+
+
+def test_ctrl_c_ends_with_what_was_said_so_far():
+    args = ("--raw", "ROMEO:", "--max-new-tokens", "100000", "--temperature", "1", "--seed", "0")
+    slow = "import time, generate; write = generate.write; "
+    slow += "generate.write = lambda text: (write(text), time.sleep(0.05)); "
+    slow += f"raise SystemExit(generate.main({list(args)}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    said = process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    rest, numbers = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (said + rest).endswith("\n")
+    assert "Traceback" not in numbers
+    assert "new" in numbers
+
+
+def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
+    """Two turns; the second feeds only what is new."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "generate.py"], cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.PIPE
+    )
+    os.close(slave)
+
+    def read_until(text):
+        seen, deadline = "", time.monotonic() + 60
+        while text not in seen and time.monotonic() < deadline:
+            if select.select([master], [], [], 1)[0]:
+                seen += os.read(master, 4096).decode()
+        return seen
+
+    read_until("> ")
+    os.write(master, FRANCE.encode() + b"\n")
+    assert "Paris" in read_until("> ").split("?", 1)[1]
+    os.write(master, b"Thank you!\n")
+    read_until("> ")
+    os.write(master, b"\x04")
+    err = process.communicate(timeout=60)[1].decode()
+    os.close(master)
+    assert process.returncode == 0
+    prompts = [line for line in err.splitlines() if line.startswith("prompt")]
+    assert len(prompts) == 2
+    assert "Traceback" not in err
+    fed = [int(line.split()[1]) for line in prompts]
+    assert fed[1] <= fed[0] + 4, "the second turn feeds the answer's end and the new message"
