@@ -49,14 +49,15 @@ def test_a_cache_is_allocated_once_at_the_length_asked_for(model):
 
 
 def test_a_clone_and_its_parent_never_touch_each_other(model):
-    cache, more = model.new_cache(1, 40), tokens(model, 2, 8, seed=1)
+    parent, more = model.new_cache(1, 40), tokens(model, 2, 8, seed=1)
     ids = tokens(model, 1, 12)
-    model(ids, cache=cache)
-    fork = cache.clone()
-    of_fork = model(more[:1], cache=fork)
-    of_parent = model(more[1:], cache=cache)
-    close(of_parent, model(torch.cat((ids, more[1:]), 1), logits_to_keep=8))
-    close(of_fork, model(torch.cat((ids, more[:1]), 1), logits_to_keep=8))
+    model(ids, cache=parent)
+    fork, found = parent.clone(), [[], []]
+    for piece in more.split(2, dim=1):  # in turns, so that shared memory would show
+        found[0].append(model(piece[:1], cache=fork))
+        found[1].append(model(piece[1:], cache=parent))
+    for logits, row in zip(found, more, strict=True):
+        close(torch.cat(logits, 1), model(torch.cat((ids, row[None]), 1), logits_to_keep=8))
 
 
 def test_reordered_rows_go_on_as_the_rows_that_they_are(model):

@@ -114,7 +114,7 @@ def test_a_cache_that_holds_the_beginning_is_fed_only_the_rest(model, fed):
     expected = list(nanomodels.generate(model, ids, max_new_tokens=6, stop_ids=[]))
     cache = model.new_cache(1, 64)
     with torch.inference_mode():
-        model(torch.tensor([*ids[:13], 300, 301]), cache=cache)
+        model(torch.tensor([[*ids[:13], 300, 301]]), cache=cache)
     cache.truncate(13)
     fed.clear()
     found = list(nanomodels.generate(model, ids, max_new_tokens=6, stop_ids=[], cache=cache))

@@ -241,17 +241,17 @@ def command(*args, **kwargs):
 
 
 def test_a_closed_pipe_is_quiet():
-    process = command("--raw", "ROMEO:", "--quiet", "--num-samples", "2", stdout=subprocess.PIPE)
-    process.stdout.close()
-    assert process.wait() == 141
-    assert process.stderr.read() == ""
+    with command(FRANCE, "--quiet", stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_a_full_disk_is_one_line():
-    with open("/dev/full", "w") as full:
-        process = command(FRANCE, "--quiet", stdout=full)
-        assert process.wait() == 2
-    assert process.stderr.read() == "generate.py: error: [Errno 28] No space left on device\n"
+    with open("/dev/full", "w") as full, command(FRANCE, "--quiet", stdout=full) as process:
+        error = process.stderr.read()
+    assert process.returncode == 2
+    assert error == "generate.py: error: [Errno 28] No space left on device\n"
 
 
 def test_ctrl_c_ends_with_what_was_said_so_far():
