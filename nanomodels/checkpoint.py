@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # model_type in config.json -> module of this package, class in it.
 ARCHITECTURES = {"nanochat": ("nanochat", "NanoChat")}
@@ -80,8 +81,7 @@ def read_hub(folder):
         config = architecture.config_from_hub(hub)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    with torch.device("meta"):
-        model = getattr(architecture, class_name)(config)
+    model = on_meta(getattr(architecture, class_name), config)
     model.stop_ids = stop_ids(folder, hub)
     return model, architecture.HUB_NAMES, read_safetensors(folder)
 
@@ -106,12 +106,25 @@ def read_nanochat(folder):
         config = nanochat.config_from_native(meta.get("model_config", {}), rows)
     except ValueError as error:
         raise ValueError(f"{meta_path}: {error}") from None
-    with torch.device("meta"):
-        model = nanochat.NanoChat(config)
+    model = on_meta(nanochat.NanoChat, config)
     # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
     # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
     model.stop_ids = (config.vocab_size - 9, config.vocab_size - 5)
     return model, nanochat.NATIVE_NAMES, tensors
+
+
+def on_meta(architecture, config):
+    """The model without memory for its parameters."""
+    with torch.device("meta"), WithoutInitialisation():
+        return architecture(config)
+
+
+class WithoutInitialisation(TorchFunctionMode):
+    """Makes torch.nn.init do nothing: on the meta device it imports sympy, for 2 s (torch 2.13)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) != "torch.nn.init":
+            return func(*args, **(kwargs or {}))
 
 
 def stop_ids(folder, hub):

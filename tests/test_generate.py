@@ -254,6 +254,14 @@ def test_a_full_disk_is_one_line():
     assert error == "generate.py: error: [Errno 28] No space left on device\n"
 
 
+def test_a_cold_start_imports_nothing_heavy():
+    """sympy alone is a second; torch imports it as soon as something touches its compiler."""
+    code = f"import sys, generate; generate.main([{FRANCE!r}, '--quiet']); "
+    code += "print(sorted(sys.modules.keys() & {'sympy', 'torch._dynamo', 'transformers'}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 def test_ctrl_c_ends_with_what_was_said_so_far():
     args = ("--raw", "ROMEO:", "--max-new-tokens", "100000", "--temperature", "1", "--seed", "0")
     slow = "import time, generate; write = generate.write; "
