@@ -98,7 +98,7 @@ def run(args):
     import torch
 
     from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint import read_json
+    from nanomodels.files import read_json
     from nanomodels.sampling import Sampler
 
     device = args.device

@@ -8,7 +8,6 @@ wherever the stored dtype is the wanted one; nothing is unpickled but plain tens
 """
 
 import importlib
-import json
 import pickle
 import re
 from collections import Counter
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from nanomodels.files import one_line, read_json
 
 # model_type in config.json -> module of this package, class in it.
 ARCHITECTURES = {"nanochat": ("nanochat", "NanoChat")}
@@ -52,19 +53,6 @@ def load(folder, device="cpu", dtype=None, progress=None):
     return model.eval()
 
 
-def read_json(path):
-    """The object that a JSON file holds."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
-    return content
-
-
 def read_hub(folder):
     """The model on the meta device, the name table and the mapped tensors of a Hub folder."""
     path = folder / "config.json"
@@ -96,8 +84,9 @@ def read_nanochat(folder):
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a whole file of plain tensors ({reason})") from None
+        raise ValueError(
+            f"{path}: not a whole file of plain tensors ({one_line(error)[:80]})"
+        ) from None
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
     if "transformer.wte.weight" not in tensors:
         raise ValueError(f"{path}: lacks transformer.wte.weight; not a nanochat checkpoint")

@@ -69,8 +69,8 @@ def generate_batch(
     prompts is a list of lists of ids, of any lengths. Each is continued num_samples times from one
     prefill; rows are in the order prompt 0 sample 0, prompt 0 sample 1, ... A row that has ended
     gives None from then on, and the iterator ends when all have, or with the last token that
-    max_new_tokens or the context allow. Sample j draws from seed + j, whatever stands around it, so a row is
-    what `generate` with that seed gives for its prompt alone. Other settings as for `generate`.
+    max_new_tokens or the context allow. Sample j draws from seed + j, whatever stands around it, so
+    a row is what `generate` with that seed gives for its prompt alone. Other settings as there.
     """
     if not prompts or not all(prompts):
         raise ValueError("a prompt is empty; give at least one token")

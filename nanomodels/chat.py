@@ -1,0 +1,138 @@
+"""Conversations to text: a checkpoint's chat template, in jinja2's sandbox.
+
+The result is that of transformers 5.23.0's apply_chat_template, to the byte
+(utils/chat_template_utils.py, tokenization_utils_base.py:3020).
+"""
+
+import functools
+import json
+from datetime import datetime
+
+from nanomodels.files import one_line
+
+# nanochat writes its chat format in code: nanochat/tokenizer.py, commit 306bc38.
+NANOCHAT_TEMPLATE = """
+{%- set system = messages[0].content ~ '\\n\\n' if messages[0].role == 'system' else '' -%}
+{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}
+{%- if not turns -%}{{ raise_exception('a system message needs a user message after it') }}
+{%- endif -%}
+{{- '<|bos|>' -}}
+{%- for turn in turns -%}
+    {%- if turn.role != loop.cycle('user', 'assistant') -%}
+        {{ raise_exception('user and assistant must take turns, found ' ~ turn.role) }}
+    {%- elif turn.content is not string -%}
+        {{ raise_exception('content must be a string') }}
+    {%- endif -%}
+    {{- '<|' ~ turn.role ~ '_start|>' ~ (system if loop.first else '') ~ turn.content -}}
+    {{- '<|' ~ turn.role ~ '_end|>' -}}
+{%- endfor -%}
+{{- '<|assistant_start|>' if add_generation_prompt -}}
+"""
+
+
+def read_templates(folder, config):
+    """{name: template}: files replace all that tokenizer_config.json has, as in transformers."""
+    files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    found = config.get("chat_template") or {}
+    if isinstance(found, list):
+        return {entry["name"]: entry["template"] for entry in found}
+    return {"default": found} if isinstance(found, str) else found
+
+
+def render(templates, messages, tools, documents, **variables):
+    """Write a conversation as the text that the checkpoint was trained on.
+
+    templates {name: text}; the rest as for Tokenizer.render_chat, which is how to call this.
+    """
+    name = "tool_use" if tools is not None and "tool_use" in templates else "default"
+    if name not in templates:
+        raise ValueError(
+            f"this tokenizer has no default chat template (it has: {sorted(templates)}); "
+            "encode plain text, or put a chat_template.jinja into its folder"
+        )
+    if not messages or not all(isinstance(message, dict) for message in messages):
+        raise ValueError("messages must be a list of at least one {'role': ..., 'content': ...}")
+    if not all(isinstance(entry, dict) for entry in [*(tools or ()), *(documents or ())]):
+        raise ValueError("tools must be a list of JSON schemas (dicts), documents of dicts")
+    messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    import jinja2  # here, so that a start without a chat does without it
+
+    try:
+        return compile_template(templates[name]).render(
+            messages=[alias_reasoning(message) for message in plain(messages)],
+            tools=plain(tools),
+            documents=plain(documents),
+            **plain(variables),
+        )
+    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"chat template: {one_line(error)}") from None
+
+
+def plain(value):
+    """Copy JSON-like data, so that nothing with methods of its own comes into the sandbox."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, dict):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    for kind in (str, int, float):  # an Enum's member, say: the plain value below it
+        if isinstance(value, kind):
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    raise ValueError(
+        f"a chat holds {type(value).__name__}; allowed are dict, list, str, int, float, bool, None"
+    )
+
+
+def alias_reasoning(message):
+    """Give the reasoning under each name that templates know it by."""
+    fields = ("reasoning_content", "thinking", "reasoning")
+    found = [message[field] for field in fields if message.get(field) is not None]
+    if not found:
+        return message
+    return {"thinking": found[0], **message, "reasoning_content": found[0]}
+
+
+@functools.lru_cache(maxsize=8)
+def compile_template(template):
+    """Compile in the environment of transformers 5.23.0 utils/chat_template_utils.py:567."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %}...{% endgeneration %} marks what the assistant says; it shows as is."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.CallBlock(self.call_method("show"), [], [], body).set_lineno(line)
+
+        def show(self, caller):
+            return caller()
+
+    def raise_exception(message):
+        raise TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment.from_string(template)

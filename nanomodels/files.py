@@ -1,0 +1,21 @@
+"""What every reader of a checkpoint's files needs."""
+
+import json
+
+
+def read_json(path):
+    """The object that a JSON file holds; a ValueError or FileNotFoundError names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def one_line(error):
+    """An exception's message without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,289 @@
+"""Chat prompts of nanomodels.tokenizer, byte for byte those of transformers."""
+
+import enum
+import json
+from pathlib import Path
+
+import pytest
+from test_tokenizer import added, trained, write
+from transformers import PreTrainedTokenizerFast
+
+from nanomodels.chat import NANOCHAT_TEMPLATE
+from nanomodels.tokenizer import Tokenizer
+
+NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+CHATML = """{{ bos_token }}
+{% for message in messages %}
+    {% if loop.first and message.role != 'system' %}
+<|im_start|>system
+<|im_end|>
+    {% endif %}
+<|im_start|>{{ message['role'] }}
+{{ message.content | trim }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}
+<|im_start|>assistant
+{{ '<think>' if enable_thinking is not defined or enable_thinking else '<think></think>' -}}
+{% endif %}
+"""
+TOOLS = """{%- macro show(tool) -%}<{{ tool.function.name }}>{{ tool | tojson }}{%- endmacro -%}
+{%- if tools %}# Tools{% for tool in tools %}{{ show(tool) }}
+{{ tool | tojson(indent=2) }}{{ tool | tojson(ensure_ascii=true, sort_keys=true) }}
+{{- tool | tojson(separators=(',', ':')) }}{% endfor %}{% else %}no tools {{ tools }}{% endif %}
+{% for m in messages %}
+{{ m.role }}: {% if m.content is defined %}{{ m.content }}{% else %}nothing{% endif %}
+{%- for call in m.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %}
+{% endfor %}
+{{ documents }}{% for d in documents or [] %}[{{ d.title }}] {{ d.text }}{% endfor %}"""
+LOOPS = """{% set ns = namespace(n=0, last='') %}
+{% for m in messages %}
+  {% if m.role == 'system' %}{% continue %}{% endif %}
+  {% set ns.n = ns.n + 1 %}{% set ns.last = m.content %}
+  {{ loop.index }}/{{ messages | length }}: {{ m.content[:5] | upper }} {{ dict(a=m.role, b=[1]) }}
+  {% if ns.n == 3 %}{% break %}{% endif %}
+{% endfor %}
+{{ ns.n }}{{ ns.last }}{{ eos_token }}{{ unk_token }}|{{ pad_token }}|{{ think_token }}
+{{ x | default('-') }}
+{{ messages | map(attribute='role') | join(',') }} {{ '%05d' % 42 }}
+{{ "<&>'" | e }} {{ true }} {{ none }}"""
+GENERATION = """{% for m in messages %}
+{% set shout = m.content | upper %}
+{% if m.role == 'assistant' %}{% generation %}{% set shout = 'in' %}{{ m.content }}{{ shout }}
+{% endgeneration %}{% else %}{{ m.role }}:{{ shout }}{% endif %}{{ shout }}
+{%- generation -%}  {{ m.reasoning_content }}|{{ m.thinking }}  {%- endgeneration -%}
+{{ m.keys() | list }}
+{% endfor %}
+{{ strftime_now('%Y') }}"""
+FAILING = """{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}
+{{ bos_token }}"""
+TEMPLATES = {
+    "chatml": CHATML,
+    "tools": TOOLS,
+    "loops": LOOPS,
+    "generation": GENERATION,
+    "nanochat": NANOCHAT_TEMPLATE,
+    "failing": FAILING,
+    "trailing newline": "{{ messages[0].content }}\n\n",
+    "windows lines": "{% if true %}\r\n  a\r\n{% endif %}\r\n{{ messages[0].content }}",
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "wetter",
+        "description": "Das <Wetter> für eine Stadt & 日本",
+        "parameters": {"type": "object", "properties": {"stadt": {"type": "string"}}, "n": 1.0},
+    },
+}
+
+
+class Role(enum.StrEnum):
+    USER = "user"
+
+
+CHATS = {
+    "one": [{"role": "user", "content": " Hi <b>\n"}],
+    "turns": [
+        {"role": "user", "content": "Grüße, 世界 🙂"},
+        {"role": "assistant", "content": "  Hello & bye  "},
+        {"role": "user", "content": "{{ 7 * 7 }} {% raw %}"},
+    ],
+    "system": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2", "reasoning": "because"},
+        {"role": "user", "content": "3", "name": None},
+        {"role": "assistant", "content": "4", "thinking": "t", "reasoning_content": None},
+    ],
+    "calls": [
+        {"role": Role.USER, "content": "Wie ist das Wetter?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"function": {"name": "wetter", "arguments": {"stadt": "Zürich", "n": (1, 2)}}}
+            ],
+        },
+    ],
+}
+SETTINGS = {
+    "plain": {},
+    "no generation prompt": {"add_generation_prompt": False},
+    "tools": {"tools": [TOOL]},
+    "empty tools": {"tools": []},
+    "variables": {"enable_thinking": False, "x": {"y": [1, None, "é"]}, "bos_token": "<other>"},
+    "documents": {"documents": [{"title": "T", "text": "ü"}]},
+}
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<s>",
+    "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
+    "pad_token": None,
+    "think_token": "<|bos|>",
+}
+
+
+def both(folder, config, **files):
+    """Our tokenizer and transformers' from one folder, with templates in files."""
+    data = json.loads(trained("nanochat"))
+    write(folder, data, tokenizer_config=config)
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".jinja").write_bytes(text.encode())
+    return Tokenizer.load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def rendered(render):
+    """What render() gives, or "refused"."""
+    try:
+        return render()
+    except Exception as error:
+        assert "\n" not in str(error)
+        return f"refused: {type(error).__module__.split('.')[0]}"
+
+
+def assert_same(ours, reference, chat, **settings):
+    settings = {"add_generation_prompt": True} | settings
+    expected = rendered(lambda: reference.apply_chat_template(chat, tokenize=False, **settings))
+    found = rendered(lambda: ours.render_chat(chat, **settings))
+    if expected.startswith("refused"):
+        assert found == "refused: builtins"
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_is_rendered_as_transformers_renders_it(tmp_path, template):
+    ours, reference = both(tmp_path, CONFIG | {"chat_template": TEMPLATES[template]})
+    assert ours.chat_template == TEMPLATES[template]
+    for chat in CHATS.values():
+        for settings in SETTINGS.values():
+            assert_same(ours, reference, chat, **settings)
+            if template in ("chatml", "generation"):
+                ids = (
+                    reference.apply_chat_template(
+                        chat, add_generation_prompt=True, return_dict=False, **settings
+                    )
+                    if "add_generation_prompt" not in settings
+                    else None
+                )
+                assert ids is None or ours.encode_chat(chat, **settings) == ids
+
+
+@pytest.mark.parametrize(
+    "config, files",
+    [
+        ("config", {}),
+        ("config", {"chat_template": "file"}),
+        (None, {"chat_template": "file"}),
+        ([("default", "first"), ("tool_use", "second")], {}),
+        ([("tool_use", "second")], {}),
+        ([("default", "first"), ("tool_use", "second")], {"chat_template": "file"}),
+        ("config", {"chat_template": "file", "additional_chat_templates__tool_use": "third"}),
+        ("config", {"additional_chat_templates__tool_use": "third"}),
+        (None, {}),
+    ],
+)
+def test_the_template_is_the_one_that_transformers_takes(tmp_path, config, files):
+    if isinstance(config, list):
+        config = [{"name": name, "template": text} for name, text in config]
+    ours, reference = both(
+        tmp_path, CONFIG | ({"chat_template": config} if config else {}), **files
+    )
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "of a processor"}')
+    for tools in (None, [], [TOOL]):
+        assert_same(ours, reference, CHATS["one"], tools=tools)
+
+
+def test_a_prompt_has_one_bos(tmp_path):
+    data = json.loads(trained("nanochat"))
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    config = CONFIG | {"chat_template": "{{ bos_token }}{{ messages[0].content }}"}
+    tokenizer = Tokenizer.load(write(tmp_path, data, tokenizer_config=config))
+    assert tokenizer.encode("Hello")[0] == 0 and tokenizer.encode("Hello").count(0) == 1
+    ids = tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+    assert ids == tokenizer.encode("Hello")
+
+
+def test_a_nanochat_folder_has_nanochats_own_format(tmp_path):
+    tokenizer = Tokenizer.load(NANOCHAT)
+    chat = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": " Hi "},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    text = (
+        "<|bos|><|user_start|>Be kind.\n\n Hi <|user_end|><|assistant_start|>Hello<|assistant_end|>"
+        "<|user_start|>Bye<|user_end|>"
+    )
+    assert tokenizer.render_chat(chat, add_generation_prompt=False) == text
+    assert tokenizer.render_chat(chat) == text + "<|assistant_start|>"
+    ids = [391, 392, *tokenizer.encode("Bye"), 393, 394]  # each segment on its own, as nanochat
+    assert tokenizer.encode_chat([{"role": "user", "content": "Bye"}]) == ids
+    (tmp_path / "tokenizer.pkl").write_bytes((NANOCHAT / "tokenizer.pkl").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("mine")
+    assert Tokenizer.load(tmp_path).render_chat(chat) == "mine"
+
+
+@pytest.mark.parametrize(
+    "chat, complaint",
+    [
+        ([{"role": "assistant", "content": "x"}], "must take turns, found assistant"),
+        ([{"role": "user", "content": "x"}] * 2, "must take turns, found user"),
+        ([{"role": "system", "content": "x"}], "needs a user message"),
+        ([{"role": "user", "content": ["x"]}], "content must be a string"),
+        ([{"role": "user"}], "content must be a string"),
+        ([], "at least one"),
+        (["x"], "at least one"),
+        ([{"role": "user", "content": object()}], "a chat holds object"),
+    ],
+)
+def test_a_chat_that_nanochat_does_not_know_is_refused(chat, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Tokenizer.load(NANOCHAT).render_chat(chat)
+
+
+@pytest.mark.parametrize(
+    "template, complaint",
+    [
+        ("{{ raise_exception('a\nb') }}", "chat template: a b"),
+        ("{% if %}", "chat template: Expected an expression"),
+        ("{{ messages[0].nothing.more }}", "chat template: .* has no attribute 'nothing'"),
+        ("{{ messages[0].content + 1 }}", "chat template: can only concatenate str"),
+        ("{{ 1 // 0 }}", "chat template: .*division"),
+        ("{{ ''.__class__.__mro__ }}", "chat template: .*unsafe"),
+        ("{{ messages.append(1) }}", "chat template: .*unsafe"),
+        ("{{ range(10 ** 9) }}", "chat template: Range too big"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(tmp_path, template, complaint):
+    data = json.loads(trained("nanochat"))
+    tokenizer = Tokenizer.load(write(tmp_path, data, tokenizer_config={"chat_template": template}))
+    with pytest.raises(ValueError, match=complaint) as caught:
+        tokenizer.render_chat(CHATS["one"])
+    assert "\n" not in str(caught.value)
+
+
+def test_tools_and_documents_must_be_data(tmp_path):
+    for settings in ({"tools": [print]}, {"documents": ["text"]}):
+        with pytest.raises(ValueError, match="tools must be a list of JSON schemas"):
+            Tokenizer.load(NANOCHAT).render_chat(CHATS["one"], **settings)
+
+
+def test_names_in_messages_become_tokens_as_in_transformers(tmp_path):
+    data = json.loads(trained("nanochat"))
+    data["added_tokens"].append(added("<think>", 700, special=False))
+    write(tmp_path, data, tokenizer_config=CONFIG | {"chat_template": "{{ messages[0].content }}"})
+    chat = [{"role": "user", "content": "<think> a</s>b <s>"}]
+    reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = reference.apply_chat_template(chat, return_dict=False)
+    assert Tokenizer.load(tmp_path).encode_chat(chat) == ids

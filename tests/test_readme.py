@@ -1,0 +1,67 @@
+"""The README is true: its commands run, and print what it says they print."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """(command, output) of every generate.py command in a console block."""
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, _, output = part.partition("\n")
+            if "generate.py" in line:
+                yield line, output
+
+
+def run(command):
+    """stdout of a shell command, with the Python that runs the tests."""
+    command = command.replace(".venv/bin/python", sys.executable)
+    return subprocess.run(
+        command, shell=True, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_readme_shows_commands():
+    assert len(list(commands())) >= 3
+
+
+@pytest.mark.parametrize(("command", "output"), commands())
+def test_a_command_of_the_readme_prints_what_it_says(command, output):
+    assert run(command) == output
+
+
+def test_the_python_of_the_readme_runs():
+    [code] = blocks("python")
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "Paris" in result.stdout
+
+
+def test_make_prints_a_menu_of_its_targets():
+    menu = run("make")
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    for target in targets.split()[1:]:  # but help, which is the menu
+        assert f"make {target} " in menu
+
+
+def test_the_demo_is_the_command_that_the_readme_shows():
+    recipe = run("make --dry-run --assume-old=.venv/demo demo").strip()
+    assert f"\n{recipe}\n" in README
+    assert recipe in [command for command, _ in commands()]
+
+
+def test_files_that_the_readme_links_exist():
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / link).exists(), link

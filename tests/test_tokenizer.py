@@ -1,0 +1,625 @@
+"""Token ids, text and refusals of nanomodels.tokenizer, against `tokenizers` and nanochat."""
+
+import json
+import pickle
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiktoken import Encoding
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Reference
+
+from nanomodels.tokenizer import ALPHABET, Tokenizer
+
+NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+SPLITS = {
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "o200k": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "nemotron": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "nanochat": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    "gaps": r"\p{L}+|\p{N}",  # leaves much unmatched
+}
+SENTENCES = """Once upon a time there was a little tokenizer, and it's said that it'll do what we've
+asked. Elle a mangé une pêche à l'été. Über den Fluß und ins Gebüsch. Быстрая лиса прыгает через
+ленивую собаку. 日本語の文章を少し。中文句子也有。 العربية جميلة، والخط عربي. हिन्दी भाषा। שלום עולם
+한국어 문장입니다. 😀😃👩‍👩‍👧 1234567 3.14159 2026-11-21  x = [1, 2];\tif (a != b) {}\n\n\n"""
+SOURCE = Path(__file__).read_text(encoding="utf-8")
+CORPUS = [SENTENCES, SOURCE, "aaaa abab ababab aaabaaa " * 9]
+NASTY = [
+    "", " ", "  ", "\n", "\r\n", "\r\n\r\n x", "a  b   c    d", "\n\n\n\t\t  \n x\n", "   x",
+    "x   ",
+    "😀", "👩‍👩‍👧‍👦 family", "🇫🇷🇩🇪", "👍🏽", "日本語テキスト", "中文，标点。",
+    "العَرَبِيَّة", "שָׁלוֹם", "हिन्दी",
+    "e\u0301 a\u0308\u0323", "Z͑ͫa̴l̶g̷o", "1", "12", "123", "1234567890", "٠١٢٣", "½ ² Ⅷ", "３４５",
+    "<|bos|>", "<s>", "</s>x", "<|bos|", "<|user_start|>hi<|user_end|>", "<SPECIAL_10>",
+    "it's IT'S we'LL WE'll I'D y'all've 'tis 'S 'ſ 'ſt x'ſ ſ", "don’t", "K Å ß ﬁ ǅ ŉ ẞ",
+    "\u00a0x\u00a0\u00a0y", "a\u0085b\u0085\u0085", "\u200b\u200d\ufeffx\u2060", "\u3000全\u2003角",
+    "\x00\x01\x1c\x1f\x7f", "\u2028x\u2029", "a/b//c/\n", "!!!???\n\n", " !\r\n", "x\r",
+    "\ue000\uf8ff",
+    "def f(x):\n    return {'a': x**2}  # ok\n", "http://a.b/c?d=e&f=%20", "abababababab",
+    "aaaaaaaaaaa",
+]  # fmt: skip
+# Only characters that every Unicode version in use here knows: libraries differ on newer ones.
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cn"])
+TEXTS = st.one_of(
+    st.text(CHARACTERS, max_size=40),
+    st.lists(
+        st.sampled_from([*NASTY, *SENTENCES.split(), " ", "\n", "'", "s", "1"]), max_size=9
+    ).map("".join),
+    st.text("ab '\n1é", max_size=40),
+)
+CALM = settings(
+    deadline=None, max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+SPECIAL = ["<s>", "</s>", "<|bos|>", "<|user_start|>", "<|user_end|>"]
+
+
+@cache
+def trained(split, size=700):
+    """tokenizer.json of a byte-level BPE trained on CORPUS; split is in SPLITS or "gpt2"."""
+    reference = Reference(models.BPE())
+    reference.decoder = decoders.ByteLevel()
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if split != "gpt2":
+        reference.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(SPLITS[split]), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    reference.train_from_iterator(CORPUS, trainer)
+    return reference.to_str()
+
+
+def shuffled_ids(data):
+    ids = list(range(len(data["model"]["vocab"])))
+    random.Random(0).shuffle(ids)
+    return renumber(data, ids.__getitem__)
+
+
+def nemotron_ids(data):
+    """Ids 0 to 999 for special tokens, byte b at 1000 + b, merges after them."""
+    order = {t: 1000 + ALPHABET[t] for t in data["model"]["vocab"] if t in ALPHABET}
+    merged = ["".join(merge) for merge in data["model"]["merges"]]
+    order |= {token: 1256 + n for n, token in enumerate(merged)}
+    names = {i: token for token, i in data["model"]["vocab"].items()}
+    return renumber(data, lambda i: order.get(names[i], i))
+
+
+def renumber(data, new_id):
+    data["model"]["vocab"] = {t: new_id(i) for t, i in data["model"]["vocab"].items()}
+    for token in data["added_tokens"]:
+        token["id"] = new_id(token["id"])
+    return data
+
+
+def merges_as_strings(data):
+    data["model"]["merges"] = [" ".join(merge) for merge in data["model"]["merges"]]
+    return data
+
+
+def every_split_listed(data):
+    """As converters from tiktoken write it: each pair that spells a token, token by token."""
+    vocab, merges = data["model"]["vocab"], []
+    for token in ("".join(merge) for merge in data["model"]["merges"]):
+        cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
+        pairs = [pair for pair in cuts if vocab.keys() >= set(pair)]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    data["model"]["merges"] = merges
+    return data
+
+
+def ignore_merges(data):
+    """Whole pieces count as tokens even if no merge makes them; two such are in the vocabulary."""
+    data["model"]["ignore_merges"] = True
+    data["model"]["vocab"] |= {"qzqzq": 5000, "ĠXYZZY": 5001}
+    return data
+
+
+def prefix_space(data):
+    data["pre_tokenizer"]["add_prefix_space"] = True
+    return data
+
+
+def bos(data):
+    data["post_processor"] = {
+        "type": "Sequence",
+        "processors": [
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": False,
+                "use_regex": True,
+            },
+            json.loads(
+                processors.TemplateProcessing(
+                    single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", 0)]
+                ).__getstate__()
+            ),
+        ],
+    }
+    return data
+
+
+def removed(data):
+    data["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    return data
+
+
+def as_is(data):
+    return data
+
+
+CASES = {
+    "gpt2": ("gpt2", as_is),
+    "gpt2 prefix space": ("gpt2", prefix_space),
+    "gpt4": ("gpt4", as_is),
+    "gpt4 removed": ("gpt4", removed),
+    "o200k": ("o200k", as_is),
+    "o200k merges as strings": ("o200k", merges_as_strings),
+    "nemotron": ("nemotron", nemotron_ids),
+    "nemotron bos": ("nemotron", bos),
+    "nanochat": ("nanochat", as_is),
+    "nanochat shuffled ids": ("nanochat", shuffled_ids),
+    "gaps": ("gaps", as_is),
+    "gaps removed": ("gaps", removed),
+    "every split listed": ("gpt4", every_split_listed),
+    "ignore merges": ("gpt4", ignore_merges),
+    "ignore merges, every split": (
+        "nanochat",
+        lambda data: ignore_merges(every_split_listed(data)),
+    ),
+}
+
+
+def write(folder, data, **files):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    @cache
+    def load(case):
+        split, change = CASES[case]
+        data = change(json.loads(trained(split)))
+        folder = write(tmp_path_factory.mktemp("tokenizer"), data)
+        return Tokenizer.load(folder), Reference.from_file(str(folder / "tokenizer.json"))
+
+    return load
+
+
+@pytest.mark.parametrize("case", CASES)
+@CALM
+@given(text=TEXTS)
+def test_encode_gives_the_ids_of_tokenizers(load, case, text):
+    ours, reference = load(case)
+    assert ours.encode(text, special=True) == reference.encode(text).ids
+    plain = ours.encode(text, add_bos=False)
+    assert not ours._special & set(plain)
+    if not any(name in text for name in SPECIAL):
+        assert plain == reference.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_encode_gives_the_ids_of_tokenizers_on_nasty_text(load, case):
+    ours, reference = load(case)
+    for text in [*NASTY, *CORPUS, "".join(NASTY)]:
+        assert ours.encode(text, special=True) == reference.encode(text).ids, text
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "removed" not in case])
+@CALM
+@given(text=TEXTS)
+def test_decode_undoes_encode(load, case, text):
+    ours, reference = load(case)
+    expected = " " + text if "prefix" in case and text and text[0] != " " else text
+    for special in (False, True):
+        ids = ours.encode(text, add_bos=False, special=special)
+        if "prefix" not in case or not special:
+            assert ours.decode(ids) == expected
+        assert ours.decode(ids) == reference.decode(ids, skip_special_tokens=False)
+        shown = ours.decode(ids, skip_special=True)
+        assert shown == reference.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "nemotron", "nanochat shuffled ids"])
+@CALM
+@given(data=st.data())
+def test_the_joined_stream_is_what_decode_gives(load, case, data):
+    ours, _ = load(case)
+    ids = data.draw(st.lists(st.sampled_from(sorted(ours._bytes)), max_size=30))
+    ids += ours.encode(data.draw(TEXTS))
+    for skip in (False, True):
+        stream = ours.stream(skip_special=skip)
+        pieces = [stream.push(i) for i in ids] + [stream.finish()]
+        assert "".join(pieces) == ours.decode(ids, skip_special=skip)
+
+
+def test_the_stream_holds_back_an_unfinished_character(load):
+    ours, _ = load("gpt2")
+    ids = [i for byte in "é🙂".encode() for i, b in ours._bytes.items() if b == bytes([byte])]
+    stream = ours.stream()
+    assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "🙂"]
+    assert stream.push(ours.special_ids["<s>"]) == "" and stream.finish() == ""
+    assert ours.stream(skip_special=False).push(ours.special_ids["<s>"]) == "<s>"
+    assert stream.push(ids[0]) == "" and stream.finish() == "\ufffd"
+
+
+@st.composite
+def merge_lists(draw):
+    """Merge lists that no training gives: of any tokens over a, b, c, half of them in any order."""
+    tokens, merges = ["a", "b", "c"], []
+    for _ in range(draw(st.integers(1, 14))):
+        pair = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
+        if len("".join(pair)) < 7 and (pair not in merges or draw(st.integers(0, 9)) == 0):
+            merges.append(pair)
+            tokens.append("".join(pair))
+    return draw(st.permutations(merges)) if draw(st.booleans()) else merges
+
+
+@settings(CALM, max_examples=500)
+@given(
+    merges=merge_lists(),
+    whole=st.lists(st.text("abc", min_size=2, max_size=5), max_size=2),
+    ignore=st.booleans(),
+    text=st.data(),
+)
+def test_any_merge_list_is_refused_or_gives_the_ids_of_tokenizers(
+    tmp_path_factory, merges, whole, ignore, text
+):
+    data = json.loads(trained("gpt2", size=262))
+    tokens = dict.fromkeys(token for a, b in merges for token in (a, b, a + b))
+    tokens = [t for t in [*tokens, *dict.fromkeys(whole)] if len(t) > 1]
+    data["model"]["vocab"] = {char: n for n, char in enumerate(ALPHABET)} | {
+        token: 300 + n for n, token in enumerate(dict.fromkeys(tokens))
+    }
+    data["added_tokens"] = []
+    data["model"] |= {"merges": merges, "ignore_merges": ignore}
+    folder = write(tmp_path_factory.getbasetemp() / "any-merges", data)
+    try:
+        ours = Tokenizer.load(folder)
+    except ValueError as error:
+        assert "model.merges" in str(error) or "model.ignore_merges" in str(error)
+        return
+    reference = Reference.from_file(str(folder / "tokenizer.json"))
+    for _ in range(8):
+        sample = text.draw(st.text("abc", max_size=14))
+        assert ours.encode(sample) == reference.encode(sample).ids
+    for sample in tokens:
+        assert ours.encode(sample) == reference.encode(sample).ids
+
+
+def added(content, i, **flags):
+    wanted = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": i, "content": content, "special": True} | wanted | flags
+
+
+OVERLAPPING = [
+    added("<a>", 700),
+    added("<a><b>", 701),
+    added("<b>", 702, normalized=True, special=False),
+    added("><", 703, normalized=True),
+    added("<l>", 704, lstrip=True),
+    added("<r>", 705, rstrip=True),
+    added("<lr>", 706, lstrip=True, rstrip=True, normalized=True),
+    added(" y", 707),
+    added("日本", 708, special=False),
+]
+
+
+@CALM
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [*(t["content"] for t in OVERLAPPING), " ", "\n", "\u3000", "\x1c", "x", "<", ">"]
+        )
+    )
+)
+def test_added_tokens_are_found_where_tokenizers_finds_them(tmp_path_factory, parts):
+    data = json.loads(trained("gpt2"))
+    data["added_tokens"] += OVERLAPPING
+    folder = write(tmp_path_factory.getbasetemp() / "overlapping", data)
+    ours = Tokenizer.load(folder)
+    reference = Reference.from_file(str(folder / "tokenizer.json"))
+    text = "".join(parts)
+    assert ours.encode(text, special=True) == reference.encode(text).ids
+
+
+def test_the_ids_of_a_nanochat_tokenizer_are_nanochats():
+    tokenizer = Tokenizer.load(NANOCHAT)
+    for case in json.loads((NANOCHAT / "tokenizer_expected.json").read_text(encoding="utf-8")):
+        assert tokenizer.encode(case["text"]) == case["ids"]
+        assert tokenizer.decode(case["ids"]) == case["text"]
+    assert tokenizer.vocab_size == 400 and tokenizer.bos_id == 391
+    assert tokenizer.stop_ids == [391, 395]
+    assert tokenizer.special_ids["<|output_end|>"] == 399
+    assert tokenizer.token_bytes(391) == b"<|bos|>"
+    ids = tokenizer.encode("<|bos|>a", special=True)
+    assert ids == [391, *tokenizer.encode("a")] and tokenizer.decode(ids) == "<|bos|>a"
+
+
+@settings(CALM, max_examples=300)
+@given(text=TEXTS)
+def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
+    load, tmp_path_factory, text
+):
+    ours, _ = load("nanochat")
+    special = {name: i for name, i in ours.special_ids.items()}
+    ranks = {ours.token_bytes(i): i for i in ours._bytes if i not in special.values()}
+    # Ids of the merges are in their order here, so they can be ranks.
+    encoding = Encoding(
+        "rustbpe", pat_str=SPLITS["nanochat"], mergeable_ranks=ranks, special_tokens=special
+    )
+    folder = tmp_path_factory.getbasetemp() / "native"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+    native = Tokenizer.load(folder)
+    assert native.encode(text) == ours.encode(text) == encoding.encode_ordinary(text)
+
+
+def test_bos_is_added_where_the_checkpoint_adds_it(load):
+    with_bos, without = load("nemotron bos")[0], load("nemotron")[0]
+    assert with_bos.encode("x")[0] == 0 and len(with_bos.encode("x")) == 2
+    assert len(with_bos.encode("x", add_bos=False)) == len(without.encode("x")) == 1
+    assert with_bos.encode("") == [0] and with_bos.encode("x", add_bos=True).count(0) == 1
+    with pytest.raises(ValueError, match="names no BOS"):
+        without.encode("x", add_bos=True)
+
+
+def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
+    data = json.loads(trained("gpt4"))
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] != "</s>"]
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True}
+    tokenizer = Tokenizer.load(write(tmp_path / "a", data, tokenizer_config=config))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (0, 1, [1])
+    assert tokenizer.encode("</s>", special=True) == [1]  # in the vocabulary only, but named
+    assert tokenizer.encode("x", add_bos=True)[0] == 0 and len(tokenizer.encode("x")) == 1
+    older = {"eos_token": {"content": "<|bos|>"}}
+    tokenizer = Tokenizer.load(write(tmp_path / "b", data, special_tokens_map=older))
+    assert (tokenizer.bos_id, tokenizer.stop_ids) == (None, [2])
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is \"</t>\""):
+        Tokenizer.load(write(tmp_path / "c", data, tokenizer_config={"eos_token": "</t>"}))
+
+
+def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
+    data = json.loads(trained("nanochat"))
+    data["added_tokens"].append(added("<|assistant_end|>", 900))
+    tokenizer = Tokenizer.load(write(tmp_path, data))
+    assert tokenizer.stop_ids == [2, 900] and tokenizer.vocab_size == 901
+
+
+def test_an_unknown_id_is_refused(load):
+    ours, _ = load("nemotron")
+    for i in (-1, ours.vocab_size, 999):
+        with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
+            ours.decode([1000, i])
+        with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
+            ours.stream().push(i)
+
+
+def test_bytes_that_are_no_text_become_replacement_characters(load):
+    ours, _ = load("gpt2")
+    byte = {b: i for i, b in ours._bytes.items()}
+    ids = [byte[b"\xf0"], byte[b"a"], byte[b"\x80"]]
+    assert ours.decode(ids) == b"\xf0a\x80".decode(errors="replace")
+
+
+@pytest.mark.parametrize("case", ["gpt2", "nemotron", "nanochat", "gaps"])
+def test_large_texts_work_or_are_refused(load, case):
+    ours, _ = load(case)
+    for text in (
+        "a" * 100_000,
+        " " * 100_000,
+        " " * 100_000 + "x",
+        "\n" * 100_000,
+        SENTENCES * 2000,
+    ):
+        assert ours.decode(ours.encode(text)) == text
+    with pytest.raises(ValueError, match="600,000 characters of white space in a row"):
+        ours.encode("x" + " " * 600_000)
+
+
+def test_half_a_surrogate_pair_is_refused(load):
+    for special in (False, True):
+        with pytest.raises(ValueError, match=r"half of a surrogate pair, '\\ud83d' at 1"):
+            load("gpt2")[0].encode("a\ud83d", special=special)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match="neither tokenizer.json"):
+            Tokenizer.load(folder)
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+REFUSED = {
+    "normalizer": ({"normalizer": {"type": "NFC"}}, {}),
+    "model.type": ({}, {"type": "Unigram"}),
+    "model.dropout": ({}, {"dropout": 0.1}),
+    "model.continuing_subword_prefix": ({}, {"continuing_subword_prefix": "##"}),
+    "model.end_of_word_suffix": ({}, {"end_of_word_suffix": "</w>"}),
+    "model.byte_fallback": ({}, {"byte_fallback": True}),
+    "decoder": ({"decoder": {"type": "Metaspace"}}, {}),
+    "pre_tokenizer": ({"pre_tokenizer": {"type": "Metaspace"}}, {}),
+    "pre_tokenizer none": ({"pre_tokenizer": None}, {}),
+    "pre_tokenizer no split": ({"pre_tokenizer": LEVEL}, {}),
+    "pre_tokenizer string": (
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [SPLIT | {"pattern": {"String": "a"}}, LEVEL],
+            }
+        },
+        {},
+    ),
+    "pre_tokenizer merged": (
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [SPLIT | {"behavior": "MergedWithNext"}, LEVEL],
+            }
+        },
+        {},
+    ),
+    "pre_tokenizer two splits": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, SPLIT, LEVEL]}},
+        {},
+    ),
+    "post_processor": ({"post_processor": {"type": "BertProcessing"}}, {}),
+    "post_processor.single": (
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}],
+                "special_tokens": {},
+            }
+        },
+        {},
+    ),
+    "single_word": ({"added_tokens": [added("<x>", 999, single_word=True)]}, {}),
+    "ids must be": ({"added_tokens": [added("<x>", -1)]}, {}),
+    "model.merges must be": ({}, {"merges": ["a b c"]}),
+    "model.merges is": ({}, {"merges": ["q q"]}),
+    "model.merges is [": ({}, {"merges": ["t h", "t h"]}),
+    'model.merges is "abc"': (
+        {},
+        {
+            "vocab": {c: n for n, c in enumerate(ALPHABET)} | {"ab": 256, "abc": 257, "bc": 258},
+            "merges": ["ab c", "a bc", "b c"],
+        },
+    ),
+    "model.ignore_merges": ({}, {"ignore_merges": True, "merges": [], "vocab": None}),
+    "model.vocab without the bytes": ({}, {"vocab": {"a": 0}, "merges": []}),
+    "needs model.vocab": ({}, {"merges": None}),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_is_not_supported_is_refused_by_name(tmp_path, key):
+    data = json.loads(trained("gpt4"))
+    top, model = REFUSED[key]
+    if "vocab" in model and model["vocab"] is None:
+        model = model | {"vocab": {c: n for n, c in enumerate(ALPHABET)} | {"qz": 256}}
+    data |= top
+    data["model"] |= model
+    name = key.split()[0] if key.startswith("pre_tokenizer") else key
+    with pytest.raises(ValueError, match="tokenizer.json") as caught:
+        Tokenizer.load(write(tmp_path, data))
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "regex", [r"\p{N}{1,3}+", r"\s+$", "^a", r"\w", r"\h", "(?<a", "[a&&b]", ""]
+)
+def test_a_regex_that_the_libraries_read_differently_is_refused(tmp_path, regex):
+    data = json.loads(trained("gpt4"))
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = regex
+    with pytest.raises(ValueError, match="tokenizer.json: pre_tokenizer: Regex is"):
+        Tokenizer.load(write(tmp_path, data))
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a)("
+    with pytest.raises(ValueError, match="tokenizer.json: pre_tokenizer: "):
+        Tokenizer.load(write(tmp_path, data))
+
+
+@pytest.mark.parametrize("content", ["", '{"model": ', "[]", "\xff"])
+def test_a_damaged_tokenizer_json_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="tokenizer.json: "):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"model": []}, {"added_tokens": [{}]}, {"added_tokens": ["x"]}])
+def test_a_tokenizer_json_of_another_layout_is_refused(tmp_path, change):
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        Tokenizer.load(write(tmp_path, json.loads(trained("gpt4")) | change))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_a_pickle_that_would_run_a_command_is_refused_without_running_it(tmp_path):
+    mark = tmp_path / "was-run"
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(Malicious(mark)))
+    with pytest.raises(ValueError, match=r"tokenizer.pkl: .*it refers to (posix|nt).system"):
+        Tokenizer.load(tmp_path)
+    assert not mark.exists()
+    pickle.loads((tmp_path / "tokenizer.pkl").read_bytes())
+    assert mark.exists()  # the command would have worked
+
+
+def pickled_encoding(state):
+    """A pickle of a tiktoken.core.Encoding with any state."""
+    whole = b"\x80\x04ctiktoken.core\nEncoding\n)\x81"
+    return whole + pickle.dumps(state, protocol=4)[2:-1] + b"b."
+
+
+BYTES = {bytes([b]): b for b in range(256)}
+STATE = {"name": "x", "pat_str": "a", "mergeable_ranks": BYTES, "special_tokens": {"<|bos|>": 256}}
+
+
+def test_a_pickle_with_another_state_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.pkl"
+    path.write_bytes(pickled_encoding(STATE))
+    assert Tokenizer.load(tmp_path).encode("aba") == [97, 97]
+    good = path.read_bytes()
+    bad = [
+        "gpt2",  # by which tiktoken itself would download an encoding
+        {},
+        STATE | {"pat_str": 3},
+        STATE | {"pat_str": "(?<a"},
+        STATE | {"mergeable_ranks": {}},
+        STATE | {"mergeable_ranks": {"a": 1}},
+        STATE | {"mergeable_ranks": BYTES | {b"ab": 0}},
+        STATE | {"mergeable_ranks": BYTES | {b"ab": 2**40}},
+        STATE | {"mergeable_ranks": list(BYTES)},
+        STATE | {"special_tokens": {"<|bos|>": 255}},
+        STATE | {"special_tokens": {"<|bos|>": -1}},
+        STATE | {"special_tokens": None},
+    ]
+    for content in [pickle.dumps(STATE), good[:-9], b"", b"abc", *map(pickled_encoding, bad)]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="tokenizer.pkl: not a plain pickle of one tiktoken"):
+            Tokenizer.load(tmp_path)
+
+
+@settings(CALM, max_examples=300)
+@given(where=st.integers(0, 3119), byte=st.integers(0, 255))
+def test_a_damaged_pickle_is_read_or_refused(tmp_path_factory, where, byte):
+    content = bytearray((NANOCHAT / "tokenizer.pkl").read_bytes())
+    content[where] = byte
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.pkl").write_bytes(content)
+    try:
+        Tokenizer.load(folder)
+    except ValueError as error:
+        assert "tokenizer.pkl" in str(error)
