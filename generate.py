@@ -116,6 +116,8 @@ def run(args):
 
     began = time.perf_counter()
     model = load(args.model, device, dtype, None if args.quiet else show_progress)
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
     model.stop_ids = tuple({*model.stop_ids, *tokenizer.stop_ids})
     if not args.quiet:
@@ -369,8 +371,9 @@ class Meter:
             steps = len(self.times) - 2
             seconds = self.times[-1] - self.times[1]
             weights = {id(p): p.nbytes for p in self.model.parameters()}
-            if self.model.lm_head.weight is not self.model.embed_tokens.weight:
-                del weights[id(self.model.embed_tokens.weight)]
+            [embedding] = (m for m in self.model.modules() if type(m).__name__ == "Embedding")
+            if self.model.lm_head.weight is not embedding.weight:
+                del weights[id(embedding.weight)]
             figures += [
                 f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
                 f"{sum(weights.values()) * steps / seconds / 1e9:.2f} GB/s",

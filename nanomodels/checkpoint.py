@@ -20,8 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from nanomodels.files import one_line, read_json
 
-# model_type in config.json -> module of this package, class in it.
-ARCHITECTURES = {"nanochat": ("nanochat", "NanoChat")}
+MODEL_TYPES = ("nanochat", "nemotron")  # of config.json; each is a module of this package
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,18 +57,22 @@ def read_hub(folder):
     path = folder / "config.json"
     hub = read_json(path)
     model_type = hub.get("model_type")
-    if model_type not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
+    if model_type not in MODEL_TYPES:
+        supported = ", ".join(MODEL_TYPES)
         raise ValueError(f"{path}: model_type {model_type!r} is unknown; supported: {supported}")
     if hub.get("quantization_config"):
         raise ValueError(f"{path}: quantization_config: quantised weights are not supported")
-    module_name, class_name = ARCHITECTURES[model_type]
-    architecture = importlib.import_module(f"nanomodels.{module_name}")
+    architecture = importlib.import_module(f"nanomodels.{model_type}")
+    classes = architecture.ARCHITECTURES
+    name = (hub.get("architectures") or list(classes))[0]
+    if name not in classes:
+        supported = ", ".join(classes)
+        raise ValueError(f"{path}: architectures: {name!r} is unknown; supported: {supported}")
     try:
         config = architecture.config_from_hub(hub)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model = on_meta(getattr(architecture, class_name), config)
+    model = on_meta(classes[name], config)
     model.stop_ids = stop_ids(folder, hub)
     return model, architecture.HUB_NAMES, read_safetensors(folder)
 

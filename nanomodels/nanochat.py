@@ -240,6 +240,9 @@ class NanoChat(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+# `architectures` in config.json -> class; the first where there is none.
+ARCHITECTURES = {"NanoChatForCausalLM": NanoChat}
+
 # Checkpoint name -> parameter name; {} is the layer.
 HUB_NAMES = {
     "model.embed_tokens.weight": "embed_tokens.weight",

@@ -28,6 +28,7 @@ TYPES = {
 }
 # Keys that say what the angles are for every type.
 COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+PARTIAL = ("partial_rotary_factor", "rope_percent", "rope_percentage")  # what Hub configs call it
 SCALED = ("yarn", "longrope", "llama3")  # these know the length the model was first trained for
 
 
@@ -53,12 +54,14 @@ class Rope:
     high_freq_factor: float | None = None
 
 
-def rope_from_hub(config, head_dim):
+def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
     """Read the rotary keys of a Hub config.json.
 
     config is the parsed dict; `rope_parameters`, or its older spelling `rope_scaling` with a
-    top-level `rope_theta`, are read as transformers 5.23.0 reads them.
-    Raises ValueError for an unknown type or key, a missing key, or an odd rotated width.
+    top-level `rope_theta`, are read as transformers 5.23.0 reads them. partial_rotary_factor is the
+    family's own, for a config that says nothing.
+    Raises ValueError for an unknown type or key, a missing key, two spellings that disagree, or an
+    odd rotated width.
     """
     found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     rope_type = found.get("rope_type", found.get("type", "default"))
@@ -74,10 +77,17 @@ def rope_from_hub(config, head_dim):
         if key not in found:
             raise ValueError(f"rope_parameters lacks {key!r}, which rope_type {rope_type!r} needs")
 
-    partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    dim = int(head_dim * (1.0 if partial is None else partial))
-    if dim % 2 or dim < 2:
-        raise ValueError(f"the rotated part of a head is {dim} wide; it must be even and positive")
+    spelled = {key: config[key] for key in PARTIAL if config.get(key) is not None}
+    if found.get("partial_rotary_factor") is not None:
+        spelled["rope_parameters.partial_rotary_factor"] = found["partial_rotary_factor"]
+    if len(set(spelled.values())) > 1:
+        raise ValueError(f"{spelled} disagree; they are one number")
+    dim = int(head_dim * next(iter(spelled.values()), partial_rotary_factor))
+    if dim % 2 or dim < (4 if rope_type == "dynamic" else 2):
+        raise ValueError(
+            f"the rotated part of a head is {dim} wide; it must be even, 2 or "
+            "more, and for rope_type 'dynamic' 4 or more"
+        )
     context = config["max_position_embeddings"]
     original = found.get("original_max_position_embeddings") or context
     if rope_type in SCALED:  # a top-level key wins over the nested one

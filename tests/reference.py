@@ -1,7 +1,12 @@
 """Random checkpoints that transformers writes, and what transformers computes with them."""
 
 import torch
-from transformers import NanoChatConfig, NanoChatForCausalLM
+from transformers import (
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
+)
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
@@ -10,11 +15,11 @@ def pick(rng, *choices):
     return choices[int(torch.randint(len(choices), (), generator=rng))]
 
 
-def random_rope(rng, rope_type, head_dim, context):
-    """rope_parameters of a type, no value at its default; the trained length is well below 40."""
+def random_rope(rng, rope_type, rotated, context):
+    """rope_parameters of a type for `rotated` numbers of a head, no value at its default."""
 
     def numbers(low, high):
-        values = torch.rand(head_dim // 2, generator=rng) * (high - low) + low
+        values = torch.rand(rotated // 2, generator=rng) * (high - low) + low
         return [round(float(value), 3) for value in values]
 
     common = {"rope_type": rope_type, "rope_theta": pick(rng, 500.0, 10000.0, 77777.0)}
@@ -56,7 +61,9 @@ def spread(model, rng):
             parameter.normal_(generator=rng)
             if parameter.dim() == 2:
                 parameter.mul_(parameter.shape[1] ** -0.5)
-        model.get_output_embeddings().weight.mul_(3.0)
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.weight.mul_(3.0)
 
 
 def random_nanochat(seed):
@@ -88,16 +95,58 @@ def random_nanochat(seed):
     return model
 
 
+def nemotron_config(seed, **extra):
+    """A small NemotronConfig and its generator; the seed decides every field."""
+    rng = torch.Generator().manual_seed(seed)
+    rope_type = ROPE_TYPES[seed % len(ROPE_TYPES)]
+    groups, ratio = pick(rng, (1, 1), (3, 1), (1, 2), (3, 2), (2, 4), (1, 5))
+    head_dim, partial = pick(rng, (24, 0.25), (16, 0.25), (8, 0.5), (12, 0.5), (6, 1.0), (16, 1.0))
+    context, rotated = 256, int(head_dim * partial)
+    rope = random_rope(rng, rope_type, rotated, context) | {"partial_rotary_factor": partial}
+    config = NemotronConfig(
+        vocab_size=pick(rng, 97, 130, 251),
+        hidden_size=pick(rng, 20, 32, 45),
+        intermediate_size=pick(rng, 31, 64, 100),
+        num_hidden_layers=pick(rng, 1, 2, 3),
+        num_attention_heads=groups * ratio,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        norm_eps=pick(rng, 1e-6, 1e-5, 1e-2),
+        attention_bias=pick(rng, True, False),
+        mlp_bias=pick(rng, True, False),
+        tie_word_embeddings=pick(rng, True, False),
+        rope_parameters=rope,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        **extra,
+    )
+    return config, rng
+
+
+def random_nemotron(seed):
+    """A small NemotronForCausalLM in float32."""
+    config, rng = nemotron_config(seed)
+    model = NemotronForCausalLM(config).eval()
+    spread(model, rng)
+    return model
+
+
+FAMILIES = {"nanochat": random_nanochat, "nemotron": random_nemotron}
+
+
 def first_difference(theirs, ours, ids):
     """Which block's output differs first, and by how much: the message of a failed comparison."""
     outputs = {}
-    for side, layers in (("theirs", theirs.model.layers), ("ours", ours.layers)):
+    our_layers = getattr(ours, "model", ours).layers
+    for side, layers in (("theirs", theirs.model.layers), ("ours", our_layers)):
         for i, layer in enumerate(layers):
             layer.register_forward_hook(
                 lambda _, __, output, key=(side, i): outputs.__setitem__(key, output)
             )
     theirs(ids), ours(ids)
-    for i in range(len(ours.layers)):
+    for i in range(len(our_layers)):
         difference = (outputs["theirs", i] - outputs["ours", i]).abs().max()
         if difference > 2e-5:
             return f"block {i} is the first that differs, by {difference:.1e}"

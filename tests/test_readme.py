@@ -36,7 +36,7 @@ def test_the_readme_shows_commands():
     assert len(list(commands())) >= 3
 
 
-@pytest.mark.parametrize(("command", "output"), commands())
+@pytest.mark.parametrize(("command", "output"), list(commands()))
 def test_a_command_of_the_readme_prints_what_it_says(command, output):
     assert run(command) == output
 

@@ -1,0 +1,211 @@
+"""The decoders' numbers, for every family: against transformers, and against themselves."""
+
+import importlib
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from reference import FAMILIES, ROPE_TYPES, first_difference
+
+import nanomodels
+from nanomodels import checkpoint
+
+SEEDS = range(42)
+
+
+@pytest.fixture(scope="module", params=[(f, seed) for f in FAMILIES for seed in SEEDS], ids=str)
+def pair(request, tmp_path_factory):
+    """transformers' model and ours, from one folder that transformers saved."""
+    family, seed = request.param
+    theirs = FAMILIES[family](seed)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    theirs.save_pretrained(folder, max_shard_size="5KB" if seed % 2 else "1GB")
+    assert (folder / "model.safetensors").exists() != bool(seed % 2)
+    return theirs, nanomodels.load(folder)
+
+
+def random_ids(model, batch, tokens, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, (batch, tokens), generator=rng)
+
+
+@torch.inference_mode()
+def test_logits_match_transformers(pair):
+    theirs, ours = pair
+    ids = random_ids(ours, 2, 41)
+    expected, found = theirs(ids).logits, ours(ids)
+    assert expected.std() > 1
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 2e-5, first_difference(theirs, ours, ids)
+
+
+@torch.inference_mode()
+def test_greedy_continuation_matches_transformers(pair):
+    theirs, ours = pair
+    ids = random_ids(ours, 1, 30)
+    expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0, 30:].tolist()
+    assert list(nanomodels.generate(ours, ids[0].tolist(), max_new_tokens=64)) == expected
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_equals_the_row_alone(pair, side):
+    """In one pass, and continued with one token a row from a ragged cache."""
+    ours = pair[1]
+    ids, lengths = random_ids(ours, 4, 23), [23, 1, 7, 16]
+    mask = torch.arange(23) < torch.tensor(lengths)[:, None]
+    rows = [row[:n] for row, n in zip(ids, lengths, strict=True)]
+    padded = torch.where(mask, ids, 0)
+    if side == "left":
+        mask = mask.flip(1)
+        padded[mask] = torch.cat(rows)
+    cache = ours.new_cache(4, 25)
+    logits = ours(padded, cache=cache, attention_mask=mask)
+    uncached = ours(padded, attention_mask=mask)
+    more = random_ids(ours, 4, 2, seed=1)
+    continued = ours(more, cache=cache)
+    for i, row in enumerate(rows):
+        # The same length for the rope types whose frequencies depend on it.
+        alone = ours(torch.cat((row, more[i]))[None], cache=ours.new_cache(1, 25))[0]
+        close(logits[i, mask[i]], alone[:-2])
+        close(continued[i], alone[-2:])
+        if ours.config.rope.rope_type not in ("dynamic", "longrope"):
+            close(uncached[i, mask[i]], alone[:-2])
+
+
+def close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    theirs = FAMILIES[request.param](3)
+    assert theirs.config.num_hidden_layers > 1
+    theirs.save_pretrained(folder)
+    return nanomodels.load(folder)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_split_of_a_prompt_gives_the_same_logits(model, data):
+    tokens = data.draw(st.integers(1, 60), "tokens")
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, tokens - 1)), max_size=8), "cuts"))
+    batch = data.draw(st.integers(1, 3), "batch")
+    ids = random_ids(model, batch, tokens, seed=tokens)
+    cache = model.new_cache(batch, tokens)
+    pieces = [ids[:, a:b] for a, b in zip([0, *cuts], [*cuts, tokens], strict=True) if b > a]
+    with torch.inference_mode():
+        found = torch.cat([model(piece, cache=cache) for piece in pieces], dim=1)
+        close(found, model(ids))
+    assert cache.length == tokens
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(model, data):
+    """Padding anywhere: left, right, or in the middle where one piece ends and the next begins."""
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=4), "lengths")
+    ids = random_ids(model, len(lengths), max(lengths), seed=sum(lengths))
+    cache, done, found = (
+        model.new_cache(len(lengths), 400),
+        [0] * len(lengths),
+        [[] for _ in lengths],
+    )
+    with torch.inference_mode():
+        while done != lengths:
+            take = [
+                data.draw(st.integers(0, min(12, n - d)))
+                for n, d in zip(lengths, done, strict=True)
+            ]
+            if not any(take):
+                take = [min(1, n - d) for n, d in zip(lengths, done, strict=True)]
+            width = max(take) + data.draw(st.integers(0, 3))
+            piece = torch.zeros(len(lengths), width, dtype=torch.long)
+            mask = torch.zeros_like(piece)
+            for i, n in enumerate(take):
+                at = data.draw(st.integers(0, width - n))
+                piece[i, at : at + n] = ids[i, done[i] : done[i] + n]
+                mask[i, at : at + n] = 1
+                done[i] += n
+            logits = model(piece, cache=cache, attention_mask=mask)
+            for i, row in enumerate(found):
+                row.append(logits[i, mask[i].bool()])
+        for i, n in enumerate(lengths):
+            close(torch.cat(found[i]), model(ids[i : i + 1, :n])[0])
+
+
+@torch.inference_mode()
+def test_token_by_token_equals_one_pass_and_logits_to_keep_are_the_last(model):
+    ids = random_ids(model, 2, 37)
+    full, cache = model(ids), model.new_cache(2, 37)
+    for n in range(37):
+        close(model(ids[:, n : n + 1], cache=cache), full[:, n : n + 1])
+    close(model(ids, logits_to_keep=3), full[:, -3:])
+
+
+@torch.inference_mode()
+def test_a_token_changes_no_logits_before_it(model):
+    ids = random_ids(model, 1, 30)
+    changed = ids.clone()
+    changed[0, 17] = (ids[0, 17] + 1) % model.config.vocab_size
+    before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :17], after[:, :17])
+    assert not torch.equal(before[:, 17], after[:, 17])
+
+
+@torch.inference_mode()
+def test_inputs_embeds_and_position_ids_are_honoured(pair):
+    theirs, ours = pair
+    ids = random_ids(ours, 2, 12)
+    embeds = theirs.get_input_embeddings()(ids)
+    torch.testing.assert_close(ours(inputs_embeds=embeds), ours(ids), rtol=0, atol=0)
+    positions = torch.arange(12).mul(2).expand(2, 12)  # up to 22, within every trained length
+    expected = theirs(ids, position_ids=positions).logits
+    assert (ours(ids, position_ids=positions) - expected).abs().max() <= 2e-5
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        ours()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, family, rope_type):
+    theirs = FAMILIES[family](ROPE_TYPES.index(rope_type))
+    theirs.config.max_position_embeddings = 16
+    if rope_type == "longrope":
+        theirs.config.rope_parameters["original_max_position_embeddings"] = 16
+    theirs.save_pretrained(tmp_path)
+    theirs = type(theirs).from_pretrained(tmp_path)
+    ours = nanomodels.load(tmp_path)
+    for tokens in (12, 16, 17, 33):
+        ids = random_ids(ours, 1, tokens)
+        assert (ours(ids) - theirs(ids).logits).abs().max() <= 2e-5
+        # One cache turns all its keys alike, whatever the split.
+        cache = ours.new_cache(1, tokens)
+        close(torch.cat([ours(piece, cache=cache) for piece in ids.split(5, 1)], 1), ours(ids))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family):
+    theirs = FAMILIES[family](0)
+    theirs.save_pretrained(tmp_path)
+    stored = checkpoint.read_safetensors(tmp_path)
+    renamed = checkpoint.rename(stored, importlib.import_module(f"nanomodels.{family}").HUB_NAMES)
+    model = nanomodels.load(tmp_path)
+    assert {name for name, _ in model.named_parameters()} == renamed.keys()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, renamed[name][0][1])
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        path = str(tmp_path / "model.safetensors")
+        spans = [
+            [int(end, 16) for end in line.split()[0].split("-")]
+            for line in maps.read_text().splitlines()
+            if line.endswith(path)
+        ]
+        for parameter in model.parameters():
+            assert any(low <= parameter.data_ptr() < high for low, high in spans)
