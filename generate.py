@@ -11,14 +11,17 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from itertools import takewhile
 from pathlib import Path
 
+from nanomodels.files import one_line, read_text
+
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
-  python generate.py --raw "ROMEO:" --temperature 0.8 --num-samples 3
+  python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
   python generate.py --prompt-file questions.txt --json > answers.jsonl
   echo "Tell me a joke." | python generate.py --quiet
 
@@ -30,9 +33,24 @@ BATCH = 16  # prompts of a file that run at the same time
 NANOCHAT_DEFAULTS = {"do_sample": True, "temperature": 0.6, "top_k": 50}
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line, like every other error here."""
+        say(f"generate.py: error: {message} (see generate.py --help)")
+        self.exit(2)
+
+
+def say(line, end="\n"):
+    """Write to stderr; that it is closed or full is no reason to lose the text on stdout."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, end=end, file=sys.stderr, flush=True)
+
+
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="generate.py",
+        allow_abbrev=False,
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,8 +98,11 @@ def main(argv=None):
     except BrokenPipeError:  # the reader has had enough
         discard_stdout()
         return 141
-    except (ValueError, OSError) as error:
-        print(f"generate.py: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        # torch says by RuntimeError that memory is short; any other is a fault of this program.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        say(f"generate.py: error: {one_line(error)}")
         discard_stdout()
         return 2
     return 0
@@ -112,7 +133,8 @@ def run(args):
     defaults = read_json(path) if path.is_file() else NANOCHAT_DEFAULTS if native else {}
     settings = generation_settings(args, defaults)
     # Bad settings are found here, before a large model is read.
-    Sampler([], **{k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")})
+    sampling = {k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")}
+    Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
 
     began = time.perf_counter()
     model = load(args.model, device, dtype, None if args.quiet else show_progress)
@@ -120,13 +142,17 @@ def run(args):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
     model.stop_ids = tuple({*model.stop_ids, *tokenizer.stop_ids})
+    settings["vocab_size"] = tokenizer.vocab_size
     if not args.quiet:
         weight = model.lm_head.weight
         count = sum(p.numel() for p in model.parameters()) / 1e6
         report(
             "load",
             f"{time.perf_counter() - began:.2f} s",
-            f"{args.model.name}, {count:.1f}M parameters, {str(weight.dtype)[6:]}, {weight.device}",
+            args.model.resolve().name,
+            f"{count:.1f}M parameters",
+            f"{str(weight.dtype)[6:]}",
+            f"{weight.device}",
         )
     chat = tokenizer.chat_template is not None and not args.raw
     if args.system is not None and not chat:
@@ -134,9 +160,17 @@ def run(args):
     if prompts is None:
         if not chat:
             raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
+        if args.json or args.num_samples != 1:
+            raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
         converse(args, model, tokenizer, settings)
         return
     encoded = [encode(args, tokenizer, prompt, chat) for prompt in prompts]
+    for number, ids in enumerate(encoded, 1):
+        if len(ids) > model.context_length:
+            raise ValueError(
+                f"prompt {number} of {len(prompts)} has {len(ids)} tokens; the model's context "
+                f"holds {model.context_length}"
+            )
     for first in range(0, len(prompts), BATCH):
         some = slice(first, first + BATCH)
         complete(args, model, tokenizer, settings, prompts[some], encoded[some])
@@ -144,14 +178,13 @@ def run(args):
 
 def read_prompts(args):
     """The prompts, from the argument, the file or piped input; None for a chat on a terminal."""
+    if "" in args.stop:
+        raise ValueError("--stop is empty; give the text to end before")
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        try:
-            prompts = args.prompt_file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{args.prompt_file}: not UTF-8 text ({error})") from None
-        prompts = [prompt for prompt in prompts if prompt.strip()]
+        lines = read_text(args.prompt_file).removeprefix("\ufeff").split("\n")
+        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     elif args.prompt is not None:
         prompts = [args.prompt]
     elif sys.stdin is not None and sys.stdin.isatty():
@@ -166,6 +199,9 @@ def read_prompts(args):
             "the argument" if args.prompt is not None else "standard input"
         )
         raise ValueError(f"the prompt is empty ({where}); give some text")
+    for text in (*prompts, *args.stop, args.system or ""):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("the prompt is not UTF-8 text")
     return prompts
 
 
@@ -173,7 +209,7 @@ def generation_settings(args, config):
     """What generate_batch is given: the arguments, over generation_config.json, over defaults."""
     seed = secrets.randbits(32) if args.seed is None else args.seed
     settings = {"temperature": 0.0, "max_new_tokens": 256, "seed": seed}
-    if config.get("do_sample"):
+    if config.get("do_sample") is True:
         settings["temperature"] = 1.0
         names = ("temperature", "top_k", "top_p", "min_p")
     else:
@@ -189,10 +225,13 @@ def generation_settings(args, config):
     if args.temperature is not None:
         given["temperature"] = args.temperature
     elif settings["temperature"] == 0 and (
-        args.num_samples > 1 or given.keys() & {"top_k", "top_p", "min_p"}
+        args.num_samples > 1 or args.top_k or args.min_p or args.top_p not in (None, 1)
     ):
         given["temperature"] = 1.0  # asked to sample
-    return {**settings, **given}
+    settings |= given
+    if type(settings["max_new_tokens"]) is not int:
+        raise ValueError(f"max_new_tokens is {settings['max_new_tokens']!r}; it must be whole")
+    return settings
 
 
 def encode(args, tokenizer, prompt, chat):
@@ -303,7 +342,8 @@ def converse(args, model, tokenizer, settings):
         import readline  # noqa: F401 (line editing for input())
     from nanomodels import generate_batch
 
-    print("Chat: an empty line, Ctrl-D or Ctrl-C ends it.", file=sys.stderr)
+    if not args.quiet:
+        say("Chat: an empty line, Ctrl-D or Ctrl-C ends it.")
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     turns = []
     held, cache = [], model.new_cache(1, 0)  # the ids that the cache holds
@@ -313,14 +353,22 @@ def converse(args, model, tokenizer, settings):
         except (EOFError, KeyboardInterrupt):
             write("\n")
             return
+        except UnicodeDecodeError:
+            say("(that was not UTF-8 text)")
+            continue
         if not text.strip():
             return
         turns.append({"role": "user", "content": text})
         ids = tokenizer.encode_chat(system + turns)
-        while len(ids) >= model.context_length and len(turns) > 1:
-            print("(the context is full: the oldest turn is forgotten)", file=sys.stderr)
+        room = min(settings["max_new_tokens"], model.context_length // 4)  # for the answer
+        while len(ids) + room > model.context_length and len(turns) > 1:
+            say("(the context is full: the oldest turn is forgotten)")
             del turns[:2]
             ids = tokenizer.encode_chat(system + turns)
+        if len(ids) > model.context_length:
+            say(f"(that is longer than the context, {model.context_length} tokens)")
+            turns.pop()
+            continue
         needed = min(len(ids) + settings["max_new_tokens"], model.context_length)
         if needed > cache.max_length:
             held, cache = [], model.new_cache(1, min(2 * needed, model.context_length))
@@ -343,7 +391,7 @@ def write(text):
 
 
 def report(name, *figures):
-    print(f"{name:8}{', '.join(figures)}", file=sys.stderr)
+    say(f"{name:8}{', '.join(figures)}")
 
 
 class Meter:
@@ -398,10 +446,12 @@ def peak_memory(device):
 
 def show_progress(done, total):
     """One line on a terminal that is written over; only for what takes its time."""
-    if total > 1e9 and sys.stderr.isatty():
+    if total > 1e9 and sys.stderr is not None and sys.stderr.isatty():
         end = "\r" if done < total else "\r\033[K"
-        print(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr)
+        say(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is Python's own tidying up
+    sys.exit(status)

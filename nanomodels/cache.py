@@ -43,9 +43,8 @@ class Step:
 
     start: int  # the first column that they take
     positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
-    mask: (
-        torch.Tensor | None
-    )  # (b or 1, 1, t, s) True: may look; None: causal with t == s, or t == 1
+    # (b or 1, 1, t, s) True where a token may look; None: t == 1, or plain causal with t == s.
+    mask: torch.Tensor | None
 
 
 class Cache:
@@ -94,8 +93,13 @@ def place(cache, attention_mask, batch, tokens, device):
 
     cache may be None: the plain full pass. attention_mask (b, t) is 1 for a token and 0 for
     padding, on either side; None is all tokens.
-    Raises ValueError if the mask has another shape, or the cache other rows or too little room.
+    Raises ValueError for no tokens, a mask of another shape or of fractions (an additive one), a
+    cache with other rows or with too little room.
     """
+    if tokens == 0:
+        raise ValueError("a call needs at least one token a row")
+    if attention_mask is not None and attention_mask.is_floating_point():
+        raise ValueError("attention_mask holds fractions; it must be 1 for a token, 0 for padding")
     if attention_mask is not None and attention_mask.shape != (batch, tokens):
         raise ValueError(
             f"attention_mask is {tuple(attention_mask.shape)}; it must be {(batch, tokens)}, "
@@ -111,15 +115,13 @@ def place(cache, attention_mask, batch, tokens, device):
             f"are asked for; make it with max_length={end} or more"
         )
 
-    if attention_mask is None:
-        positions = torch.arange(tokens, device=device).expand(batch, tokens)  # (b, t)
-    else:
-        positions = attention_mask.to(device).long().cumsum(1) - 1  # (b, t)
-    if cache is not None:
-        positions = positions + cache.tokens
     ragged = attention_mask is not None or (cache is not None and cache.ragged)
-    if attention_mask is not None:
-        positions = positions.masked_fill(attention_mask.to(device) == 0, PADDING)
+    before = 0 if cache is None else cache.tokens
+    if attention_mask is None:
+        positions = before + torch.arange(tokens, device=device).expand(batch, tokens)  # (b, t)
+    else:
+        real = attention_mask.to(device) != 0
+        positions = (before + real.cumsum(1) - 1).masked_fill(~real, PADDING)  # (b, t)
     seen = positions
     if cache is not None:
         cache.ragged = ragged

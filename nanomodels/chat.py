@@ -8,7 +8,7 @@ import functools
 import json
 from datetime import datetime
 
-from nanomodels.files import one_line
+from nanomodels.files import one_line, read_text
 
 # nanochat writes its chat format in code: nanochat/tokenizer.py, commit 306bc38.
 NANOCHAT_TEMPLATE = """
@@ -30,13 +30,24 @@ NANOCHAT_TEMPLATE = """
 """
 
 
+# What a template's own expressions can raise, beside jinja2's errors.
+TEMPLATE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 def read_templates(folder, config):
     """{name: template}: files replace all that tokenizer_config.json has, as in transformers."""
     files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     if files:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        return {name: read_text(path) for name, path in files.items()}
     found = config.get("chat_template") or {}
     if isinstance(found, list):
         return {entry["name"]: entry["template"] for entry in found}
@@ -68,7 +79,7 @@ def render(templates, messages, tools, documents, **variables):
             documents=plain(documents),
             **plain(variables),
         )
-    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError) as error:
+    except (*TEMPLATE_ERRORS, jinja2.TemplateError) as error:
         raise ValueError(f"chat template: {one_line(error)}") from None
 
 

@@ -36,7 +36,8 @@ def load(folder, device="cpu", dtype=None, progress=None):
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the folder of a checkpoint")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}; give the folder of a checkpoint")
     if (folder / "config.json").is_file():
         model, names, tensors = read_hub(folder)
     elif any(folder.glob("model_*.pt")):
@@ -64,7 +65,7 @@ def read_hub(folder):
         raise ValueError(f"{path}: quantization_config: quantised weights are not supported")
     architecture = importlib.import_module(f"nanomodels.{model_type}")
     classes = architecture.ARCHITECTURES
-    name = (hub.get("architectures") or list(classes))[0]
+    name = next(iter(hub.get("architectures") or classes))
     if name not in classes:
         supported = ", ".join(classes)
         raise ValueError(f"{path}: architectures: {name!r} is unknown; supported: {supported}")
@@ -90,19 +91,25 @@ def read_nanochat(folder):
         raise ValueError(
             f"{path}: not a whole file of plain tensors ({one_line(error)[:80]})"
         ) from None
-    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
-    if "transformer.wte.weight" not in tensors:
-        raise ValueError(f"{path}: lacks transformer.wte.weight; not a nanochat checkpoint")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: must hold tensors by name, as nanochat saves them")
+    # torch.compile leaves a prefix.
+    renamed = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
+    embedding = renamed.get("transformer.wte.weight")
+    if len(renamed) != len(tensors) or embedding is None or embedding.dim() != 2:
+        raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
     try:
-        rows = len(tensors["transformer.wte.weight"])
-        config = nanochat.config_from_native(meta.get("model_config", {}), rows)
+        config = nanochat.config_from_native(meta.get("model_config") or {}, len(embedding))
     except ValueError as error:
         raise ValueError(f"{meta_path}: {error}") from None
     model = on_meta(nanochat.NanoChat, config)
     # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
     # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
     model.stop_ids = (config.vocab_size - 9, config.vocab_size - 5)
-    return model, nanochat.NATIVE_NAMES, tensors
+    return model, nanochat.NATIVE_NAMES, renamed
 
 
 def on_meta(architecture, config):
@@ -127,23 +134,29 @@ def stop_ids(folder, hub):
     if (folder / "tokenizer_config.json").is_file():
         found.append(eos_of_tokenizer(folder))
     ids = [i for entry in found for i in (entry if isinstance(entry, list) else [entry])]
+    for i in ids:
+        if i is not None and type(i) is not int:
+            raise ValueError(f"{folder}: eos_token_id {i!r} must be a whole number, or a list")
     return tuple(sorted({i for i in ids if i is not None}))
 
 
 def eos_of_tokenizer(folder):
-    """The id of tokenizer_config.json's eos_token, or None."""
+    """The id of the tokenizer's eos_token, or None; reads no more of its files than that takes."""
     config = read_json(folder / "tokenizer_config.json")
-    eos = config.get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    if eos is None:
-        return None
-    added = {
-        token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()
-    }
-    if eos not in added and (folder / "tokenizer.json").is_file():
-        tokenizer = read_json(folder / "tokenizer.json")
-        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
-    return added.get(eos)
+    try:
+        eos = config.get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        decoder = config.get("added_tokens_decoder") or {}
+        added = {token["content"]: int(i) for i, token in decoder.items()}
+        if eos is not None and eos not in added and (folder / "tokenizer.json").is_file():
+            tokens = read_json(folder / "tokenizer.json").get("added_tokens") or ()
+            added = {token["content"]: token["id"] for token in tokens}
+        return added.get(eos)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: tokenizer_config.json or tokenizer.json is not laid out as transformers "
+            f"writes it ({type(error).__name__}: {one_line(error)})"
+        ) from None
 
 
 def read_safetensors(folder):
@@ -156,6 +169,9 @@ def read_safetensors(folder):
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{index}: {name} is in {shard!r}; it must be a file of this folder")
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         for name, tensor in map_file(folder / shard).items():

@@ -27,14 +27,16 @@ def generate(
     repetition_penalty=1.0,
     seed=None,
     stop_ids=None,
+    vocab_size=None,
     cache=None,
 ):
     """Continue the prompt `ids` (a list of token ids), token by token: an iterator of ints.
 
     Ends after max_new_tokens, where the model's context is full, or before the first of stop_ids
     (None: the checkpoint's own, model.stop_ids; []: none), which is not given out. temperature 0 is
-    greedy; seed None draws another seed each time. A cache may be passed that holds the first
-    tokens of ids already: only the rest is fed, and afterwards it holds what was fed.
+    greedy; seed None draws another seed each time. vocab_size, the tokenizer's where the model's is
+    padded to more, keeps the ids from there on from being given out. A cache may be passed that
+    holds the first tokens of ids already: only the rest is fed, and afterwards it holds what was.
     Raises ValueError for an empty prompt, one longer than the context, or a setting out of range.
     """
     rows = generate_batch(
@@ -48,6 +50,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop_ids=stop_ids,
+        vocab_size=vocab_size,
         cache=cache,
     )
     return (row[0] for row in takewhile(lambda row: row[0] is not None, rows))
@@ -61,6 +64,7 @@ def generate_batch(
     max_new_tokens=256,
     seed=None,
     stop_ids=None,
+    vocab_size=None,
     cache=None,
     **sampling,
 ):
@@ -70,73 +74,87 @@ def generate_batch(
     prefill; rows are in the order prompt 0 sample 0, prompt 0 sample 1, ... A row that has ended
     gives None from then on, and the iterator ends when all have, or with the last token that
     max_new_tokens or the context allow. Sample j draws from seed + j, whatever stands around it, so
-    a row is what `generate` with that seed gives for its prompt alone. Other settings as there.
+    a row is what `generate` with that seed gives for its prompt alone (but for the rope types
+    whose angles depend on the length, see rope.rotation). Other settings as there; a cache goes
+    with one prompt and one sample.
     """
+    prompts = [list(map(int, ids)) for ids in prompts]
     if not prompts or not all(prompts):
         raise ValueError("a prompt is empty; give at least one token")
-    if num_samples < 1 or max_new_tokens < 0:
-        raise ValueError("num_samples must be 1 or more, and max_new_tokens 0 or more")
+    for name, number, least in (
+        ("num_samples", num_samples, 1),
+        ("max_new_tokens", max_new_tokens, 0),
+    ):
+        if type(number) is not int or number < least:
+            raise ValueError(f"{name} is {number!r}; it must be a whole number, {least} or more")
     longest = max(map(len, prompts))
     if longest > model.context_length:
         raise ValueError(
             f"the prompt has {longest} tokens; the model's context holds {model.context_length}"
         )
-    vocab_size = model.config.vocab_size
-    if not all(0 <= i < vocab_size for ids in prompts for i in ids):
-        raise ValueError(f"a prompt has ids that are not in the vocabulary of {vocab_size}")
-    if cache is not None and cache.length >= longest:
-        raise ValueError(f"the cache holds {cache.length} tokens; the prompt must have more")
+    known = model.config.vocab_size
+    if not all(0 <= i < known for ids in prompts for i in ids):
+        raise ValueError(f"a prompt has ids that are not in the vocabulary of {known}")
+    if cache is not None:
+        if len(prompts) > 1 or num_samples > 1 or cache.ragged:
+            raise ValueError("a cache goes with one prompt, one sample, and no padding in it")
+        if cache.length >= longest:
+            raise ValueError(f"the cache holds {cache.length} tokens; the prompt must have more")
     seed = secrets.randbits(32) if seed is None else seed
-    seeds = [seed + sample for _ in prompts for sample in range(num_samples)]
-    sampler = Sampler(seeds, **sampling)
+    sampler = Sampler([seed + j for _ in prompts for j in range(num_samples)], **sampling)
     stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
-    return steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, cache)
+    vocab_size = min(known, vocab_size or known)
+    return steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache)
 
 
 @torch.inference_mode()
-def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, cache):
+def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache):
     """The loop behind `generate_batch`, which has checked everything."""
     longest = max(map(len, prompts))
-    # The last token is not fed, so a prompt may fill the context and still get one token.
-    new_tokens = min(max_new_tokens, model.context_length - longest + 1)
-    if new_tokens == 0:
+    # Each row has its own limit. The last token is not fed, so even a prompt that fills the context
+    # gets one; beside a longer prompt a short one needs columns beyond the context.
+    rooms = [model.context_length - len(ids) + 1 for ids in prompts for _ in range(num_samples)]
+    limits = [min(max_new_tokens, room) for room in rooms]
+    if max_new_tokens == 0:
         return
     if cache is None:
-        cache = model.new_cache(len(prompts), longest + new_tokens - 1)
-    new_tokens = min(new_tokens, cache.max_length - longest + 1)
+        cache = model.new_cache(len(prompts), longest + max(limits) - 1)
     device = cache.positions.device
     lengths = torch.tensor([len(ids) for ids in prompts])
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])  # (b, t)
     real = torch.arange(longest) >= longest - lengths[:, None]  # (b, t)
     seen = None
     if sampler.repetition_penalty != 1:
-        seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
+        seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
         for row, ids in zip(seen, prompts, strict=True):
-            row[ids] = True
-        seen = seen.to(device).repeat_interleave(num_samples, 0)
+            row[[i for i in ids if i < vocab_size]] = True
+        seen = seen.repeat_interleave(num_samples, 0).to(device)
     logits = model(
         padded[:, cache.length :].to(device),
         cache=cache,
         attention_mask=None if real.all() else real.to(device),
         logits_to_keep=1,
-    )[:, -1]  # (b, vocab)
+    )[:, -1, :vocab_size]  # (b, vocab)
     if num_samples > 1:
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
         logits = logits[rows]
         cache.reorder(rows)
 
     live = [True] * len(logits)
-    for remaining in reversed(range(new_tokens)):
+    for n in range(max(limits)):
         tokens = sampler(logits, seen)  # (b,)
-        row_tokens = tokens.tolist()
-        live = [on and i not in stop_ids for on, i in zip(live, row_tokens, strict=True)]
-        yield [i if on else None for on, i in zip(live, row_tokens, strict=True)]
+        ids = tokens.tolist()
+        live = [
+            on and i not in stop_ids and n < limit
+            for on, i, limit in zip(live, ids, limits, strict=True)
+        ]
+        yield [i if on else None for on, i in zip(live, ids, strict=True)]
         if not any(live):
             return
-        if remaining:
+        if n + 1 < max(limits):
             if seen is not None:
                 seen.scatter_(1, tokens[:, None], True)
-            logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1]
+            logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1, :vocab_size]
 
 
 class TextStream:

@@ -3,13 +3,22 @@
 import json
 
 
-def read_json(path):
-    """The object that a JSON file holds; a ValueError or FileNotFoundError names the file."""
+def read_text(path):
+    """The UTF-8 text of a file; a ValueError or FileNotFoundError names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
+
+
+def read_json(path):
+    """The object that a JSON file holds."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomodels.cache import KV, Cache, place
+from nanomodels.config import Keys
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
@@ -55,19 +56,11 @@ def config_from_hub(hub):
     Raises ValueError naming the key for anything that this file does not implement.
     """
 
-    def value(key, default):
-        return default if hub.get(key) is None else hub[key]
-
-    def size(key, default):
-        found = value(key, default)
-        if type(found) is not int or found < 1:
-            raise ValueError(f"{key} is {found!r}; it must be a whole number above 0")
-        return found
-
-    if value("hidden_act", "relu2") != "relu2":
+    keys = Keys(hub)
+    if keys.value("hidden_act", "relu2") != "relu2":
         raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
-    hidden_size, heads = size("hidden_size", 768), size("num_attention_heads", 6)
-    groups = size("num_key_value_heads", heads)
+    hidden_size, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 6)
+    groups = keys.size("num_key_value_heads", heads)
     if heads % groups:
         raise ValueError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
@@ -76,27 +69,31 @@ def config_from_hub(hub):
         raise ValueError(
             f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
-    head_dim = size("head_dim", hidden_size // heads)
-    context = size("max_position_embeddings", 2048)
+    head_dim = keys.size("head_dim", hidden_size // heads)
+    context = keys.size("max_position_embeddings", 2048)
     rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
     if rope.dim != head_dim:
         raise ValueError("partial_rotary_factor must be 1: nanochat rotates the whole head")
     # transformers' default where the key is absent; nanochat's own rule, 4 m, where it is null.
     null = "intermediate_size" in hub and hub["intermediate_size"] is None
+    # Here an explicit null means no capping.
+    uncapped = hub.get("final_logit_softcapping", 15.0) is None
     return Config(
-        vocab_size=size("vocab_size", 50304),
-        padded_vocab_size=size("vocab_size", 50304),
+        vocab_size=keys.size("vocab_size", 50304),
+        padded_vocab_size=keys.size("vocab_size", 50304),
         hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size if null else size("intermediate_size", 8192),
-        num_hidden_layers=size("num_hidden_layers", 12),
+        intermediate_size=4 * hidden_size if null else keys.size("intermediate_size", 8192),
+        num_hidden_layers=keys.size("num_hidden_layers", 12),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head_dim,
         max_position_embeddings=context,
-        rms_norm_eps=value("rms_norm_eps", 1e-6),
-        final_logit_softcapping=hub.get("final_logit_softcapping", 15.0),
-        attention_bias=value("attention_bias", False),
-        tie_word_embeddings=value("tie_word_embeddings", False),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6, above=0),
+        final_logit_softcapping=None
+        if uncapped
+        else keys.number("final_logit_softcapping", 15.0, above=0),
+        attention_bias=keys.flag("attention_bias", False),
+        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
         rope=rope,
     )
 
@@ -118,13 +115,14 @@ def attend(q, k, v, mask):
     b, h, t, d = q.shape
     if mask is None and t > 1:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    # Queries that share a key become rows of one product: for one bf16 token on a CPU five to seven
-    # times as fast as enable_gqa (torch 2.13, 24 heads on 8).
+    # The queries that share a key become rows of one product, (b, g, h/g, t, d) flattened, and the
+    # mask repeats for each of them: for one bf16 token on a CPU five to seven times as fast as
+    # enable_gqa (torch 2.13, 24 heads on 8).
     shared = h // k.shape[1]
     q = q.reshape(b, -1, shared * t, d)  # (b, g, h/g t, d)
     if mask is not None:
         mask = mask.repeat(1, 1, shared, 1)  # (b or 1, 1, h/g t, s)
-    return F.scaled_dot_product_attention(q, k, v, mask).view(b, h, t, d)
+    return F.scaled_dot_product_attention(q, k, v, mask).reshape(b, h, t, d)
 
 
 class Attention(nn.Module):
@@ -270,6 +268,17 @@ NATIVE_NAMES = {
 }
 
 
+# meta.json -> config.json.
+NATIVE_KEYS = {
+    "sequence_len": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "n_embd": "hidden_size",
+}
+
+
 def config_from_native(model_config, embedding_rows):
     """Read the `model_config` of nanochat's meta_XXXXXX.json; the rest is in nanochat's code alone.
 
@@ -290,13 +299,3 @@ def config_from_native(model_config, embedding_rows):
     if embedding_rows not in (vocab_size, -(-vocab_size // 64) * 64):
         raise ValueError(f"vocab_size is {vocab_size}, but the embedding has {embedding_rows} rows")
     return replace(config, padded_vocab_size=embedding_rows)
-
-
-NATIVE_KEYS = {
-    "sequence_len": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "n_embd": "hidden_size",
-}

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nanomodels.config import Keys
+
 # Keys of rope_parameters for each type: required, then optional.
 TYPES = {
     "default": ((), ()),
@@ -63,9 +65,11 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
     Raises ValueError for an unknown type or key, a missing key, two spellings that disagree, or an
     odd rotated width.
     """
-    found = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"rope_parameters is {found!r}; it must be an object")
     rope_type = found.get("rope_type", found.get("type", "default"))
-    if rope_type not in TYPES:
+    if not isinstance(rope_type, str) or rope_type not in TYPES:
         raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
     required, optional = TYPES[rope_type]
     if rope_type in SCALED:
@@ -73,52 +77,48 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
     for key in found:
         if key not in required + optional + COMMON:
             raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
+    context = config["max_position_embeddings"]
+    keys = Keys(found)
+    if rope_type in SCALED:  # a top-level key wins over the nested one
+        nested = keys.size("original_max_position_embeddings", context)
+        original = Keys(config).size("original_max_position_embeddings", nested)
+    else:
+        original = context
     for key in required:
-        if key not in found:
+        if found.get(key) is None and (rope_type, key) != ("yarn", "factor"):
             raise ValueError(f"rope_parameters lacks {key!r}, which rope_type {rope_type!r} needs")
+    factor = keys.number("factor", None, above=0)
+    if factor is None and rope_type in ("yarn", "longrope"):
+        factor = context / original
 
     spelled = {key: config[key] for key in PARTIAL if config.get(key) is not None}
     if found.get("partial_rotary_factor") is not None:
         spelled["rope_parameters.partial_rotary_factor"] = found["partial_rotary_factor"]
-    if len(set(spelled.values())) > 1:
-        raise ValueError(f"{spelled} disagree; they are one number")
-    dim = int(head_dim * next(iter(spelled.values()), partial_rotary_factor))
-    if dim % 2 or dim < (4 if rope_type == "dynamic" else 2):
+    partial = Keys(spelled, {"the rotated part": tuple(spelled)}).number(
+        "the rotated part", partial_rotary_factor, above=0
+    )
+    dim = int(head_dim * partial)
+    if not 2 <= dim <= head_dim or dim % 2 or (rope_type == "dynamic" and dim == 2):
         raise ValueError(
-            f"the rotated part of a head is {dim} wide; it must be even, 2 or "
-            "more, and for rope_type 'dynamic' 4 or more"
+            f"the rotated part of a head is {dim} wide; it must be even, 2 or more (4 or more for "
+            f"rope_type 'dynamic'), and at most head_dim {head_dim}"
         )
-    context = config["max_position_embeddings"]
-    original = found.get("original_max_position_embeddings") or context
-    if rope_type in SCALED:  # a top-level key wins over the nested one
-        original = config.get("original_max_position_embeddings") or original
-    factor = found.get("factor")
-    if factor is None and rope_type in ("yarn", "longrope"):
-        factor = context / original
-    short, long = (tuple(found.get(key, ())) for key in ("short_factor", "long_factor"))
-    if rope_type == "longrope" and not len(short) == len(long) == dim // 2:
-        raise ValueError(
-            f"short_factor and long_factor have {len(short)} and {len(long)} numbers; "
-            f"each must have {dim // 2}, one for each rotated plane"
-        )
-    theta = found.get("rope_theta")
-    if theta is None:
-        theta = config.get("rope_theta")
-    truncate = found.get("truncate")
     return Rope(
         rope_type=rope_type,
-        rope_theta=10_000.0 if theta is None else theta,
+        rope_theta=keys.number(
+            "rope_theta", Keys(config).number("rope_theta", 10_000.0, above=1), above=1
+        ),
         dim=dim,
         max_position_embeddings=context,
         original_max_position_embeddings=original,
         factor=factor,
-        truncate=True if truncate is None else truncate,
-        short_factor=short,
-        long_factor=long,
+        attention_factor=keys.number("attention_factor", None),
+        truncate=bool(found.get("truncate", True)),
+        short_factor=stretch(found, "short_factor", rope_type, dim),
+        long_factor=stretch(found, "long_factor", rope_type, dim),
         **{
-            key: found.get(key)
+            key: keys.number(key, None, above=0)
             for key in (
-                "attention_factor",
                 "beta_fast",
                 "beta_slow",
                 "mscale",
@@ -128,6 +128,19 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
             )
         },
     )
+
+
+def stretch(found, key, rope_type, dim):
+    """longrope's divisors of the frequencies (dim/2); nothing for the other types."""
+    if rope_type != "longrope":
+        return ()
+    values = found[key]
+    good = isinstance(values, list) and all(
+        type(value) in (int, float) and value > 0 for value in values
+    )
+    if not good or len(values) != dim // 2:
+        raise ValueError(f"{key} must be {dim // 2} numbers above 0, one for each rotated plane")
+    return tuple(values)
 
 
 def rotation(rope, positions, length):
@@ -170,8 +183,9 @@ def frequencies(rope, length, device):
         scale = rope.attention_factor
         if scale is None:
             scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-        stretch = rope.long_factor if length > trained else rope.short_factor
-        inv_freq = 1.0 / (torch.tensor(stretch, device=device) * theta**exponents)
+        divisors = rope.long_factor if length > trained else rope.short_factor
+        divisors = torch.tensor(divisors, dtype=torch.float32, device=device)
+        inv_freq = 1.0 / (divisors * theta**exponents)
     elif rope.rope_type == "llama3":
         trained, low, high = (
             rope.original_max_position_embeddings,

@@ -22,22 +22,22 @@ class Sampler:
     def __init__(
         self, seeds, *, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
     ):
-        for name, setting, good, allowed in (
-            ("temperature", temperature, 0 <= temperature < math.inf, "0 (greedy) or more"),
-            ("top_k", top_k, top_k >= 0 and top_k == int(top_k), "a whole number, 0 for off"),
-            ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-            ("min_p", min_p, 0 <= min_p <= 1, "from 0 to 1"),
-            (
-                "repetition_penalty",
-                repetition_penalty,
-                0 < repetition_penalty < math.inf,
-                "above 0, 1 for off",
-            ),
+        for name, setting, low, high, meaning in (
+            ("temperature", temperature, 0, 1e6, "0 is greedy"),
+            ("top_k", top_k, 0, 2**31, "a whole number, 0 is off"),
+            ("top_p", top_p, 1e-9, 1, "1 is off"),
+            ("min_p", min_p, 0, 1, "0 is off"),
+            ("repetition_penalty", repetition_penalty, 0.01, 100, "1 is off"),
         ):
-            if not good:
-                raise ValueError(f"{name} is {setting}; it must be {allowed}")
+            kinds = (int,) if name == "top_k" else (int, float)
+            if type(setting) not in kinds or not low <= setting <= high:
+                raise ValueError(f"{name} is {setting!r}; it must be {low} to {high} ({meaning})")
+        if not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds):
+            raise ValueError("seed must be a whole number from 0 to 2^63 - 1")
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperature, self.top_k, self.top_p = temperature, int(top_k), top_p
+        # Below a millionth a difference of 0.0001 between logits is 100 nats: that is greedy.
+        self.temperature = temperature if temperature >= 1e-6 else 0
+        self.top_k, self.top_p = top_k, top_p
         self.min_p, self.repetition_penalty = min_p, repetition_penalty
 
     def __call__(self, logits, seen):
@@ -61,7 +61,7 @@ class Sampler:
 
     def probabilities(self, logits):
         """What the tokens are drawn from: (b, v) float32, rows sum to 1."""
-        # Relative to the largest, so that no temperature, however small, overflows.
+        # Relative to the largest, so that nothing overflows.
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k).values[:, -1:]  # (b, 1)

@@ -119,7 +119,11 @@ def test_other_rows_and_other_masks_are_refused(model):
     with pytest.raises(ValueError, match="the cache has 2 rows; this call has 3"):
         model(tokens(model, 3, 2), cache=cache)
     with pytest.raises(ValueError, match=r"attention_mask is \(2, 5\); it must be \(2, 2\)"):
-        model(tokens(model, 2, 2), cache=cache, attention_mask=torch.ones(2, 5))
+        model(tokens(model, 2, 2), cache=cache, attention_mask=torch.ones(2, 5).long())
+    with pytest.raises(ValueError, match="fractions"):
+        model(tokens(model, 2, 2), cache=cache, attention_mask=torch.tensor([[0, -1e9]] * 2))
+    with pytest.raises(ValueError, match="at least one token"):
+        model(tokens(model, 2, 0), cache=cache)
 
 
 def test_the_cache_has_the_dtype_of_the_model(model, tmp_path):

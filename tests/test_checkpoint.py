@@ -109,6 +109,13 @@ def test_shards_are_checked_against_their_index(shards):
     refused(shards, "lacks weight_map")
 
 
+@pytest.mark.parametrize("path", ["../elsewhere.safetensors", "/etc/passwd", 5, ["a"]])
+def test_a_shard_outside_the_folder_is_refused(shards, path):
+    index = shards / "model.safetensors.index.json"
+    edit(index, lambda content: content["weight_map"].update({Q_PROJ: path}))
+    refused(shards, f"{Q_PROJ} is in {path!r}; it must be a file of this folder")
+
+
 def test_folders_without_a_checkpoint_are_refused(tmp_path, folder):
     refused(tmp_path / "nowhere", "no such folder", error=FileNotFoundError)
     refused(tmp_path, "no checkpoint here", error=FileNotFoundError)
@@ -125,7 +132,26 @@ def test_bad_config_files_are_refused(folder):
     path.write_text("[1, 2]")
     refused(folder, "must hold a JSON object")
     path.write_bytes(b'{"model_type": \xff')
+    refused(folder, "not UTF-8 text")
+    path.write_text("{,}")
     refused(folder, "not valid JSON")
+    path.write_text("[" * 100_000)
+    refused(folder, "not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id 'x'"),
+        ("generation_config.json", {"eos_token_id": [1.5]}, "eos_token_id 1.5"),
+        ("tokenizer_config.json", {"eos_token": ["a"]}, "is not laid out as"),
+        ("tokenizer_config.json", {"eos_token": "a", "added_tokens_decoder": [1]}, "laid out"),
+        ("tokenizer_config.json", {"eos_token": "a", "added_tokens_decoder": {"1": {}}}, "laid"),
+    ],
+)
+def test_files_beside_the_config_are_refused_where_they_say_nonsense(folder, file, content, words):
+    (folder / file).write_text(json.dumps(content))
+    refused(folder, words)
 
 
 def test_tied_weights_may_stand_twice_but_must_agree(folder):
@@ -233,8 +259,16 @@ def test_bad_training_folders_are_refused(tmp_path):
     (tmp_path / "model_000010.pt").chmod(0o644)
     (tmp_path / "model_000010.pt").write_bytes(whole[: len(whole) // 2])
     refused(tmp_path, "not a whole file of plain tensors")
-    torch.save({"lm_head.weight": torch.ones(2)}, tmp_path / "model_000010.pt")
-    refused(tmp_path, "lacks transformer.wte.weight")
+    wte = "transformer.wte.weight"
+    for content, words in (
+        ({"lm_head.weight": torch.ones(2)}, "lacks transformer.wte.weight"),
+        ({wte: torch.tensor(1.0)}, "lacks transformer.wte.weight"),
+        ({wte: torch.ones(2, 2), f"_orig_mod.{wte}": torch.ones(2, 2)}, "has a tensor twice"),
+        ({wte: 3}, "must hold tensors by name"),
+        (torch.ones(3), "must hold tensors by name"),
+    ):
+        torch.save(content, tmp_path / "model_000010.pt")
+        refused(tmp_path, words)
 
 
 def test_a_2026_nanochat_is_refused_by_its_tensors(tmp_path):

@@ -70,6 +70,42 @@ def test_generation_ends_where_the_context_is_full(model, fed):
     assert sum(tokens for _, tokens in fed) == 512
 
 
+def test_a_row_beside_a_prompt_that_fills_the_context_is_as_long_as_alone(model):
+    prompts = [[5], [7, 8] * 250, [9] * 512]
+    kwargs = {"max_new_tokens": 40, "stop_ids": []}
+    rows = zip(*nanomodels.generate_batch(model, prompts, **kwargs), strict=True)
+    for row, ids, length in zip(rows, prompts, (40, 13, 1), strict=True):
+        alone = list(nanomodels.generate(model, ids, **kwargs))
+        assert len(alone) == length
+        assert [i for i in row if i is not None] == alone
+
+
+def test_no_id_beyond_the_real_vocabulary_is_given_out(model):
+    kwargs = {"max_new_tokens": 60, "stop_ids": [], "temperature": 3.0, "seed": 1}
+    assert max(nanomodels.generate(model, [1], **kwargs)) >= 50
+    assert max(nanomodels.generate(model, [1, 399], vocab_size=50, **kwargs)) < 50
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_repetition_penalty_matches_transformers(tmp_path, samples):
+    reference = random_nanochat(7)
+    reference.save_pretrained(tmp_path)
+    model, prompts = nanomodels.load(tmp_path), [[5, 6, 7, 8], [9, 3, 9, 3]]
+    rows = zip(
+        *nanomodels.generate_batch(
+            model, prompts, num_samples=samples, max_new_tokens=30, repetition_penalty=1.3
+        ),
+        strict=True,
+    )
+    for n, row in enumerate(rows):
+        ids = torch.tensor([prompts[n // samples]])
+        with torch.inference_mode():
+            expected = reference.generate(
+                ids, max_new_tokens=30, do_sample=False, repetition_penalty=1.3
+            )
+        assert list(row) == expected[0, 4:].tolist()
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.integers(0, 399), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_a_row_of_a_batch_is_what_its_prompt_alone_gives(model, prompts):
@@ -123,6 +159,11 @@ def test_a_cache_that_holds_the_beginning_is_fed_only_the_rest(model, fed):
     assert cache.length == 25
     with pytest.raises(ValueError, match="the cache holds 25 tokens"):
         nanomodels.generate(model, ids, cache=cache)
+    with pytest.raises(ValueError, match="one prompt, one sample"):
+        nanomodels.generate_batch(model, [ids * 2], num_samples=2, cache=cache)
+    cache.ragged = True
+    with pytest.raises(ValueError, match="no padding in it"):
+        nanomodels.generate(model, ids * 2, cache=cache)
 
 
 def test_a_seeded_model_without_a_checkpoint_generates(tmp_path):
@@ -144,7 +185,11 @@ def test_a_seeded_model_without_a_checkpoint_generates(tmp_path):
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 2}, "top_p is 2; it must be above 0 and at most 1"),
+        ({"top_k": float("inf")}, "top_k is inf"),
+        ({"temperature": "0.6"}, "temperature is '0.6'"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"top_p": 2}, "top_p is 2; it must be 1e-09 to 1"),
         ({"top_p": 0}, "top_p is 0"),
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
@@ -202,7 +247,8 @@ def test_tokens_are_drawn_with_their_probabilities():
 
 def test_a_tiny_temperature_is_greedy_and_never_overflows():
     logits = torch.tensor([[1.0, 30.0, 29.9, -5.0]])
-    assert Sampler([0], temperature=1e-30)(logits, None).tolist() == [1]
+    for temperature in (1e-3, 1e-6, 1e-30, 1e-46, 1e-300):
+        assert Sampler([0], temperature=temperature)(logits, None).tolist() == [1]
 
 
 class Letters:

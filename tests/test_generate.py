@@ -199,10 +199,17 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["--prompt-file", "no-such-file"], "no-such-file"),
         (["Hi", "--prompt-file", "x"], "not both"),
         (["long " * 3000], "tokens; the model's context holds"),
-        (["Hi", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
+        (["Hi", "--stop", ""], "--stop is empty"),
+        (["Hi \udcff"], "not UTF-8"),
+        (["Hi", "--seed", "-1"], "seed must be a whole number"),
+        (["Hi", "--seed", str(2**64)], "seed must be a whole number"),
+        (["Hi", "--temperature", "nan"], "temperature is nan"),
+        (["Hi", "--model", "README.md"], "README.md: not a folder"),
+        (["--prompt-file", "tests"], "tests"),
+        (["Hi", "--top-p", "2"], "top_p is 2.0; it must be 1e-09 to 1"),
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
-        (["Hi", "--num-samples", "0"], "num_samples must be 1 or more"),
-        (["Hi", "--max-new-tokens", "-3"], "max_new_tokens 0 or more"),
+        (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
+        (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -212,6 +219,102 @@ def test_bad_input_gets_one_clear_line(run, args, words):
     assert err.startswith("generate.py: error: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", [["--bogus"], ["Hi", "--top-k", "x"], ["--prompt", "Hi"]], ids=str)
+def test_a_wrong_option_gets_one_line(run, monkeypatch, args):
+    with pytest.raises(SystemExit) as exited:
+        run(*args)
+    assert exited.value.code == 2
+    error = sys.stderr.getvalue()
+    assert error.startswith("generate.py: error: ")
+    assert error.count("\n") == 1
+
+
+def settings_of(config, *args):
+    settings = generate.generation_settings(generate.parse_arguments(["x", *args]), config)
+    assert 0 <= settings.pop("seed") < 2**32
+    return settings
+
+
+def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
+    sampled = {
+        "do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 0.9, "min_p": 0.1,
+        "repetition_penalty": 1.1, "max_new_tokens": 9,
+    }  # fmt: skip
+    greedy = {"temperature": 0.0, "max_new_tokens": 256}
+    assert settings_of({}) == greedy
+    assert settings_of({**sampled, "do_sample": False}) == {
+        **greedy, "repetition_penalty": 1.1, "max_new_tokens": 9
+    }  # fmt: skip
+    assert settings_of({"do_sample": True}) == {**greedy, "temperature": 1.0}
+    expected = {key: value for key, value in sampled.items() if key != "do_sample"}
+    assert settings_of(sampled) == expected
+    for name, value in (
+        ("temperature", 0.3),
+        ("top_k", 7),
+        ("top_p", 0.5),
+        ("min_p", 0.2),
+        ("repetition_penalty", 1.4),
+        ("max_new_tokens", 5),
+    ):
+        option = "--" + name.replace("_", "-")
+        assert settings_of(sampled, option, str(value)) == {**expected, name: value}
+    # Asking for a sample of a greedy checkpoint turns sampling on; naming an "off" value does not.
+    for asked in (("--top-k", "5"), ("--top-p", "0.9"), ("--min-p", "0.1"), ("--num-samples", "2")):
+        assert settings_of({}, *asked)["temperature"] == 1.0
+    for off in (("--top-k", "0"), ("--top-p", "1"), ("--min-p", "0"), ("--num-samples", "1")):
+        assert settings_of({}, *off)["temperature"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "config", [{"top_k": "50"}, {"temperature": "x"}, {"max_new_tokens": 3.5}, {"top_p": [1]}]
+)
+def test_a_bad_generation_config_is_one_line(run, tmp_path, config):
+    folder = tmp_path / "bad"
+    shutil.copytree(ROOT / "weights" / "nanochat-tiny", folder)
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, **config}))
+    status, out, err = run("Hi", "--model", folder, "--quiet")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert next(iter(config)) in err
+
+
+def test_figures_are_what_the_clock_says(run, monkeypatch):
+    """A clock that moves a second each time it is read: 1 s to each token."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(generate.time, "perf_counter", lambda: next(ticks))
+    _, out, err = run(FRANCE, "--json")
+    answer = json.loads(out)
+    load, prompt, new, _ = err.splitlines()
+    assert load.startswith("load    1.00 s, nanochat-tiny, 3.7M parameters, bfloat16, cpu")
+    fed, tokens = answer["prompt_tokens"], answer["new_tokens"]
+    assert prompt == f"prompt  {fed} tokens, {fed} tokens/s, first token after 1.000 s"
+    size = 2 * (3_670_016 - 1536 * 256) / 1e9  # bf16, without the embedding
+    rate = tokens * tokens / (tokens + 1) / tokens  # tokens + 1 steps, the last met the stop id
+    assert new == f"new     {tokens} tokens, {rate:.1f} tokens/s, {size:.2f} GB/s"
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn(run, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "padded"
+    shutil.copytree(ROOT / "weights" / "nanochat-tiny", folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat((tensors[name], tensors[name][:64] * 3))
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 1600}))
+    args = ("--raw", "ROMEO", "--temperature", "3", "--seed", "1", "--quiet")
+    assert run(*args, "--model", folder)[0] == 0
+
+
+def test_numbers_that_cannot_be_written_cost_no_text():
+    for stderr in ("2>&-", "2>/dev/full"):
+        command = f"{sys.executable} generate.py '{FRANCE}' {stderr}"
+        result = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert result.returncode == 0
+        assert result.stdout == "The capital of France is Paris.\n"
 
 
 def test_cuda_is_refused_where_there_is_none(run, monkeypatch):

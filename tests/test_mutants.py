@@ -51,8 +51,8 @@ MUTANTS = {
     "padding that is seen": ("cache.py", "(seen <= query) & (seen != PADDING)", "seen <= query"),
     "positions that count padding": (
         "cache.py",
-        "attention_mask.to(device).long().cumsum(1) - 1",
-        "torch.arange(tokens, device=device).expand(batch, tokens)",
+        "real.cumsum(1) - 1",
+        "torch.arange(tokens, device=device)",
     ),
     "a shallow clone": ("cache.py", "copy.deepcopy(self)", "copy.copy(self)"),
     "rows reordered without their positions": (
