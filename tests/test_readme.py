@@ -57,7 +57,7 @@ def test_make_prints_a_menu_of_its_targets():
 
 
 def test_the_demo_is_the_command_that_the_readme_shows():
-    recipe = run("make --dry-run --assume-old=.venv/demo demo").strip()
+    recipe = run("make --no-print-directory --dry-run --assume-old=.venv/demo demo").strip()
     assert f"\n{recipe}\n" in README
     assert recipe in [command for command, _ in commands()]
 
