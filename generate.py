@@ -248,9 +248,10 @@ def encode(args, tokenizer, prompt, chat):
 class Row:
     """One text in the making."""
 
-    def __init__(self, tokenizer, stop):
+    def __init__(self, tokenizer, stop, room):
         from nanomodels.decoding import TextStream
 
+        self.room = room  # tokens until the context is full
         self.stream = TextStream(tokenizer, stop)
         self.text = ""
         self.tokens = []
@@ -261,7 +262,7 @@ class Row:
         if self.finish_reason is not None:
             return ""
         if token is None:
-            return self.finish("stop")
+            return self.finish("context" if len(self.tokens) == self.room else "stop")
         self.tokens.append(token)
         text = self.stream.push(token)
         self.text += text
@@ -307,7 +308,8 @@ def complete(args, model, tokenizer, settings, prompts, encoded):
     from nanomodels import generate_batch
 
     samples = args.num_samples
-    rows = [Row(tokenizer, args.stop) for _ in prompts for _ in range(samples)]
+    rooms = [model.context_length + 1 - len(ids) for ids in encoded for _ in range(samples)]
+    rows = [Row(tokenizer, args.stop, room) for room in rooms]
     alone = len(rows) == 1 and not args.json
     steps = generate_batch(model, encoded, num_samples=samples, **settings)
     meter = Meter(args, model, sum(map(len, encoded)))
@@ -375,13 +377,16 @@ def converse(args, model, tokenizer, settings):
         pairs = zip(held, ids, strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         cache.truncate(min(same, len(ids) - 1))
-        row, meter = Row(tokenizer, args.stop), Meter(args, model, len(ids) - cache.length)
+        row = Row(tokenizer, args.stop, model.context_length + 1 - len(ids))
+        meter = Meter(args, model, len(ids) - cache.length)
         steps = generate_batch(model, [ids], cache=cache, **settings)
         produce([row], steps, settings["max_new_tokens"], meter, write)
         write("\n")
         held = (ids + row.tokens)[: cache.length]
         turns.append({"role": "assistant", "content": row.text})
         meter.report(len(row.tokens), settings)
+        if row.finish_reason == "context":
+            say("(the context is full: the answer is cut off)")
 
 
 def write(text):

@@ -55,7 +55,6 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-
     keys = Keys(hub)
     if keys.value("hidden_act", "relu2") != "relu2":
         raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
@@ -74,24 +73,23 @@ def config_from_hub(hub):
     rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
     if rope.dim != head_dim:
         raise ValueError("partial_rotary_factor must be 1: nanochat rotates the whole head")
-    # transformers' default where the key is absent; nanochat's own rule, 4 m, where it is null.
-    null = "intermediate_size" in hub and hub["intermediate_size"] is None
-    # Here an explicit null means no capping.
-    uncapped = hub.get("final_logit_softcapping", 15.0) is None
+    # An absent key is transformers' default; an explicit null is nanochat's own rule, 4 m, for the
+    # one, and no capping for the other.
+    ffn, cap = keys.size("intermediate_size", 8192), keys.number("final_logit_softcapping", 15.0, 0)
+    ffn = 4 * hidden_size if hub.get("intermediate_size", ffn) is None else ffn
+    cap = None if hub.get("final_logit_softcapping", cap) is None else cap
     return Config(
         vocab_size=keys.size("vocab_size", 50304),
         padded_vocab_size=keys.size("vocab_size", 50304),
         hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size if null else keys.size("intermediate_size", 8192),
+        intermediate_size=ffn,
         num_hidden_layers=keys.size("num_hidden_layers", 12),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head_dim,
         max_position_embeddings=context,
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6, above=0),
-        final_logit_softcapping=None
-        if uncapped
-        else keys.number("final_logit_softcapping", 15.0, above=0),
+        final_logit_softcapping=cap,
         attention_bias=keys.flag("attention_bias", False),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
         rope=rope,

@@ -64,7 +64,6 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-
     keys = Keys(hub, SPELLINGS)
     if keys.value("hidden_act", "relu2") != "relu2":
         raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")

@@ -89,6 +89,17 @@ def test_a_prompt_file_is_a_batch_in_order(run, tmp_path):
     assert run("--prompt-file", path, "--quiet")[1] == "".join(f"{text}\n" for text in alone)
 
 
+def test_the_reason_for_an_end_is_told(run, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(["ROMEO", "ROMEO " * 125, FRANCE]))  # the second: 501 of 512
+    args = ("--prompt-file", path, "--raw", "--json", "--quiet", "--max-new-tokens", "30")
+    answers = [json.loads(line) for line in run(*args)[1].splitlines()]
+    assert [answer["finish_reason"] for answer in answers][:2] == ["length", "context"]
+    assert answers[0]["new_tokens"] == 30
+    assert answers[1]["new_tokens"] == 513 - answers[1]["prompt_tokens"] < 30
+    assert json.loads(run(FRANCE, "--json")[1])["finish_reason"] == "stop"
+
+
 def test_samples_are_reproducible_by_their_seed(run):
     args = ("--raw", "ROMEO:", "--temperature", "1", "--max-new-tokens", "12", "--json")
     three = run(*args, "--num-samples", "3", "--seed", "5", "--quiet")[1]
