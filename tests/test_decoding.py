@@ -90,20 +90,20 @@ def test_no_id_beyond_the_real_vocabulary_is_given_out(model):
 def test_repetition_penalty_matches_transformers(tmp_path, samples):
     reference = random_nanochat(7)
     reference.save_pretrained(tmp_path)
-    model, prompts = nanomodels.load(tmp_path), [[5, 6, 7, 8], [9, 3, 9, 3]]
+    model = nanomodels.load(tmp_path)
+    # Prompts made of what the model likes to say, so that the penalty matters from the first token.
+    prompts = [list(nanomodels.generate(model, [i], max_new_tokens=40)) for i in (5, 9)]
+    kwargs = {"max_new_tokens": 60, "repetition_penalty": 3.0}
     rows = zip(
-        *nanomodels.generate_batch(
-            model, prompts, num_samples=samples, max_new_tokens=30, repetition_penalty=1.3
-        ),
-        strict=True,
+        *nanomodels.generate_batch(model, prompts, num_samples=samples, **kwargs), strict=True
     )
     for n, row in enumerate(rows):
         ids = torch.tensor([prompts[n // samples]])
         with torch.inference_mode():
             expected = reference.generate(
-                ids, max_new_tokens=30, do_sample=False, repetition_penalty=1.3
+                ids, max_new_tokens=60, do_sample=False, repetition_penalty=3.0
             )
-        assert list(row) == expected[0, 4:].tolist()
+        assert list(row) == expected[0, 40:].tolist()
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

@@ -63,14 +63,31 @@ MUTANTS = {
     ),
     "the whole text fed for each token": (
         "decoding.py",
-        "logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1]",
+        "logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1, :vocab_size]",
         "padded = torch.cat((padded, tokens[:, None]), 1)\n"
-        "            logits = model(padded, logits_to_keep=1)[:, -1]",
+        "            logits = model(padded, logits_to_keep=1)[:, -1, :vocab_size]",
     ),
     "one first token for all samples": (
         "decoding.py",
-        "for sample in range(num_samples)]",
-        "for sample in [0] * num_samples]",
+        "seed + j for _",
+        "seed + 0 * j for _",
+    ),
+    "a short row ended with the longest": ("decoding.py", "n < limit", "n < min(limits)"),
+    "a penalty that forgets": ("decoding.py", "seen.scatter_(1, tokens[:, None], True)", "pass"),
+    "a penalty without the prompt": (
+        "decoding.py",
+        "row[[i for i in ids if i < vocab_size]] = True",
+        "pass",
+    ),
+    "Nemotron's gain without the one": (
+        "nemotron.py",
+        "self.weight.float() + 1",
+        "self.weight.float()",
+    ),
+    "Nemotron turned by minus the angle": (
+        "nemotron.py",
+        "(x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest)",
+        "(x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest)",
     ),
     "the stop id given out": ("decoding.py", "on and i not in stop_ids", "on"),
     "top-p that keeps too few": ("sampling.py", "<= 1 - self.top_p", "<= 1.05 - self.top_p"),

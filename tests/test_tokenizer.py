@@ -503,13 +503,6 @@ REFUSED = {
     "model.merges must be": ({}, {"merges": ["a b c"]}),
     "model.merges is": ({}, {"merges": ["q q"]}),
     "model.merges is [": ({}, {"merges": ["t h", "t h"]}),
-    'model.merges is "abc"': (
-        {},
-        {
-            "vocab": {c: n for n, c in enumerate(ALPHABET)} | {"ab": 256, "abc": 257, "bc": 258},
-            "merges": ["ab c", "a bc", "b c"],
-        },
-    ),
     "model.ignore_merges": ({}, {"ignore_merges": True, "merges": [], "vocab": None}),
     "model.vocab without the bytes": ({}, {"vocab": {"a": 0}, "merges": []}),
     "needs model.vocab": ({}, {"merges": None}),
