@@ -1,4 +1,4 @@
-"""Text to token ids and back, for every byte-level tokenizer of these checkpoints, on tiktoken.
+"""Text to token ids and back, for every tokenizer of these checkpoints, on tiktoken.
 
     text --split by a regex--> pieces --merge neighbours, lowest rank first--> ids
 
@@ -6,7 +6,8 @@ A Hub folder has tokenizer.json: merges as pairs of tokens, ids in any order. ti
 rank for each token and merges any neighbours that spell one; `live_merges` finds the ranks with
 which both give the same ids for every text.
 A nanochat folder has tokenizer.pkl: a pickled tiktoken encoding with ranks that are ids.
-Either may have a chat template beside it, which chat.py renders.
+SentencePiece's vocabularies, in tokenizer.json or a .model file, are read in spm.py.
+Each may have a chat template beside it, which chat.py renders.
 """
 
 import codecs
@@ -84,12 +85,10 @@ class Tokenizer:
         self._bytes, self._names, self._templates = token_bytes, names, templates
         self._added = {token["content"]: token for token in added if token["content"]}
         # tokenizers looks for the added tokens with normalized=false first, then for the others.
-        self._finders = []
-        for normalized in (False, True):
-            found = [t for t in self._added if bool(self._added[t].get("normalized")) is normalized]
-            # The longest first: of those that begin at one place tokenizers takes the longest.
-            choice = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
-            self._finders += [re.compile(choice)] if found else []
+        self._finders = [
+            find({t: v for t, v in self._added.items() if bool(v.get("normalized")) is normalized})
+            for normalized in (False, True)
+        ]
 
         self.vocab_size = max(token_bytes) + 1
         self.special_ids = {name: t["id"] for name, t in self._added.items() if t.get("special")}
@@ -105,25 +104,36 @@ class Tokenizer:
 
     @staticmethod
     def load(folder):
-        """Read a Hub folder (tokenizer.json) or a nanochat folder (tokenizer.pkl).
+        """Read a folder with tokenizer.json (Hub), tokenizer.pkl (nanochat) or a .model file.
 
-        Raises FileNotFoundError where there is neither, and ValueError, with file, key and what was
+        Raises FileNotFoundError where there is none, and ValueError, with file, key and what was
         found, where a file is damaged or asks for something that this class does not do.
         """
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file():
             try:
                 return read_hub(folder)
-            except (AttributeError, IndexError, KeyError, TypeError) as error:
+            except (AttributeError, LookupError, TypeError, UnicodeEncodeError) as error:
                 raise ValueError(
                     f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as "
                     f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
                 ) from None
         if (folder / "tokenizer.pkl").is_file():
             return read_nanochat(folder)
+        models = [path for path in sorted(folder.glob("*.model")) if path.is_file()]
+        models = [path for path in models if path.name == "tokenizer.model"] or models
+        if len(models) == 1:
+            from nanomodels import spm  # here, as spm.py builds on this file
+
+            return spm.read_model(folder, models[0])
+        if models:
+            raise ValueError(
+                f"{folder}: holds {', '.join(path.name for path in models)}; "
+                "name the checkpoint's own tokenizer.model"
+            )
         raise FileNotFoundError(
-            f"{folder}: found neither tokenizer.json (Hub) nor tokenizer.pkl (nanochat); "
-            "put the checkpoint's tokenizer into this folder"
+            f"{folder}: found neither tokenizer.json (Hub) nor tokenizer.pkl (nanochat) nor a "
+            "SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
 
     def encode(self, text, *, add_bos=None, special=False):
@@ -146,7 +156,7 @@ class Tokenizer:
             if self.bos_id is None:
                 raise ValueError("add_bos=True, but this tokenizer names no BOS token")
             ids = [self.bos_id]
-        for piece in self._split(text) if special else [text]:
+        for piece in self._split(text, special):
             ids += self._encode_text(piece) if isinstance(piece, str) else [piece]
         return ids
 
@@ -163,10 +173,10 @@ class Tokenizer:
         ids = self._encoding.encode_ordinary(text)
         return ids if self._ids_of_ranks is None else [self._ids_of_ranks[rank] for rank in ids]
 
-    def _split(self, text):
+    def _split(self, text, special):
         """Cut a text at the added tokens: strings and ids, as tokenizers' added_vocabulary.rs."""
         pieces = [text]
-        for finder in self._finders:
+        for finder in self._finders if special else ():
             cut = []
             for piece in pieces:
                 cut += self._split_by(finder, piece) if isinstance(piece, str) else [piece]
@@ -174,9 +184,10 @@ class Tokenizer:
         return pieces
 
     def _split_by(self, finder, text):
+        regex, tokens = finder
         start = 0
-        for match in finder.finditer(text):
-            token, (begin, end) = self._added[match[0]], match.span()
+        for match in regex.finditer(text):
+            token, (begin, end) = tokens[match[0]], match.span()
             if token.get("lstrip"):
                 begin = max(start, len(text[:begin].rstrip(WHITESPACE)))
             if token.get("rstrip"):
@@ -225,6 +236,12 @@ class Tokenizer:
         Names of added tokens inside the messages become those tokens, as in transformers.
         """
         return self.encode(self.render_chat(messages, **settings), add_bos=False, special=True)
+
+
+def find(tokens):
+    """What `Tokenizer._split_by` looks for, {text: entry of added_tokens}: the longest first."""
+    choice = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+    return re.compile(choice or "(?!)"), tokens
 
 
 class Stream:
@@ -322,18 +339,24 @@ def read_hub(folder):
     path = folder / "tokenizer.json"
     data = read_json(path)
     model = data.get("model") or {}
+    pieces = model.get("byte_fallback")
     for key, found, supported in (
-        ("normalizer", data.get("normalizer"), (None,)),
         ("model.type", model.get("type", "BPE"), ("BPE",)),
         ("model.dropout", model.get("dropout"), (None, 0)),
         ("model.continuing_subword_prefix", model.get("continuing_subword_prefix"), (None, "")),
         ("model.end_of_word_suffix", model.get("end_of_word_suffix"), (None, "")),
-        ("model.byte_fallback", model.get("byte_fallback"), (None, False)),
-        ("decoder", (data.get("decoder") or {}).get("type"), (None, "ByteLevel")),
+        ("model.byte_fallback", pieces, (None, False, True)),
+        *(
+            ()
+            if pieces
+            else (
+                ("normalizer", data.get("normalizer"), (None,)),
+                ("decoder", (data.get("decoder") or {}).get("type"), (None, "ByteLevel")),
+            )
+        ),
     ):
         if found not in supported:
             raise refusal(path, key, found, " or ".join(map(json.dumps, supported)))
-    pattern, prefix_space = read_split(path, data.get("pre_tokenizer") or {})
     added = data.get("added_tokens") or []
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
@@ -349,17 +372,19 @@ def read_hub(folder):
     ):
         raise ValueError(f"{path}: ids must be whole numbers, each with one token in model.vocab")
     names = read_names(folder)
-    known = {token["content"] for token in added}
-    for name in dict.fromkeys(names.values()):
-        if name in vocab and name not in known:  # transformers makes these added tokens too
-            added.append({"id": vocab[name], "content": name, "special": True})
-    for key in ("bos_token", "eos_token"):
-        if names.get(key, "") not in {"", *known, *vocab}:
-            raise refusal(folder / "tokenizer_config.json", key, names[key], f"a token of {path}")
+    add_named(folder, path, vocab, added, names)
+    merges = split_pairs(path, merges)
+    if pieces:
+        from nanomodels import spm  # here, as spm.py builds on this file
 
+        return spm.read_hub(folder, path, data, merges, added, names)
+
+    pattern, prefix_space = read_split(path, data.get("pre_tokenizer") or {})
+    if missing := [byte for char, byte in ALPHABET.items() if char not in vocab]:
+        raise refusal(path, "model.vocab without the bytes", missing, "all 256 bytes")
     names_only = {token["content"] for token in added}
     whole = vocab.keys() - names_only if model.get("ignore_merges") else ()
-    tokens = live_merges(path, vocab, merges, whole)
+    tokens = live_merges(path, vocab, merges, whole, ALPHABET)
     ids_of_ranks = [vocab[token] for token in tokens]
     # Only the order of ranks matters, and bytes have none: ids in that order can be the ranks.
     merged = ids_of_ranks[256:]
@@ -391,22 +416,19 @@ def read_hub(folder):
     )
 
 
-def live_merges(path, vocab, merges, whole):
-    """List the tokens that byte-pair encoding can make, in the order of their merges, bytes first.
+def add_named(folder, path, vocab, added, names):
+    """Add the tokens that the files beside path name, as transformers does."""
+    known = {token["content"] for token in added}
+    for name in dict.fromkeys(names.values()):
+        if name in vocab and name not in known:
+            added.append({"id": vocab[name], "content": name, "special": True})
+    for key in ("bos_token", "eos_token"):
+        if names.get(key, "") not in {"", *known, *vocab}:
+            raise refusal(folder / "tokenizer_config.json", key, names[key], f"a token of {path}")
 
-    tokenizers joins only the pairs in `merges`, lowest index first; tiktoken joins any neighbours
-    that spell a token, lowest rank first. Whether a stretch of text turns into one token depends on
-    that stretch alone, as long as nothing joins across its ends; so a token arises everywhere or
-    nowhere, and always from the same pair. The tokens that do arise, ranked by the index of that
-    pair, make tiktoken take the same steps as tokenizers: every other pair is never met.
-    A pair does arise if both parts do and no earlier merge joins across the border of the two,
-    which `stay_apart` looks up.
 
-    whole: with ignore_merges the tokens that stand for a piece of text equal to them even where no
-    merge makes them, else nothing. Those come last. Raises ValueError if ranks cannot say the same.
-    """
-    if missing := [byte for char, byte in ALPHABET.items() if char not in vocab]:
-        raise refusal(path, "model.vocab without the bytes", missing, "all 256 bytes")
+def split_pairs(path, merges):
+    """Give model.merges as pairs of tokens."""
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     if (
         not {list} >= set(map(type, pairs))
@@ -414,48 +436,80 @@ def live_merges(path, vocab, merges, whole):
         or not {str} >= set(map(type, chain.from_iterable(pairs)))
     ):
         raise ValueError(f"{path}: model.merges must be pairs of tokens, 'a b' or ['a', 'b']")
-    rank = {char: n for n, char in enumerate(ALPHABET)}
-    firsts, lasts = list(range(256)), list(range(256))  # the two tokens that make a token, by rank
-    many = 256 + len(pairs)
+    return pairs
+
+
+def live_merges(path, vocab, pairs, whole, alphabet):
+    """List the tokens that byte-pair encoding can make, in the order of their merges.
+
+    alphabet: the tokens that every text is made of, which come first.
+
+    tokenizers joins only the pairs in `merges`, lowest index first; tiktoken joins any neighbours
+    that spell a token, lowest rank first. Whether a stretch of text turns into one token depends on
+    that stretch alone, as long as nothing joins across its ends; so a token arises everywhere or
+    nowhere, and always from the same pair. The tokens that do arise, ranked by the index of that
+    pair, make tiktoken take the same steps as tokenizers: every other pair is never met.
+    A pair does arise if both parts do and no earlier merge joins across the border of the two,
+    which `stay_apart` looks up. Where a pair stands before those of its parts (converters list
+    "</s>" so, if other pieces spell it) the token arises as soon as they do; such a token, and each
+    that holds one, is joined step by step instead.
+
+    whole: with ignore_merges the tokens that stand for a piece of text equal to them even where no
+    merge makes them, else nothing. Those come last. Raises ValueError if ranks cannot say the same.
+    """
+    rank = {char: n for n, char in enumerate(alphabet)}
+    base = len(rank)
+    firsts, lasts = list(range(base)), list(range(base))  # the two that make a token, by rank
+    many = base + len(pairs)
     joined = {}  # first * many + last: the token that the two make
+    order = {}  # token: the index of the pair that makes it
     unmade = []
-    for left, right in pairs:
+    for n, (left, right) in enumerate(pairs):
         token, a, b = left + right, rank.get(left), rank.get(right)
         if token in rank:
             if a is not None and b is not None and a * many + b in joined:
                 raise refusal(path, "model.merges", [left, right], "each pair once")
-        elif a is None or b is None or not stay_apart(a, b, many, firsts, lasts, joined):
+        elif a is None or b is None or not stay_apart(a, b, base, many, firsts, lasts, joined):
             unmade.append(token)
         else:
             rank[token] = joined[a * many + b] = len(firsts)
+            order[token] = n
             firsts.append(a)
             lasts.append(b)
     if unknown := {*rank, *unmade} - vocab.keys():
         raise refusal(path, "model.merges", sorted(unknown)[:3], "merges that make tokens")
 
-    rest = [token for token in [*unmade, *whole] if ALPHABET.keys() >= set(token)]
+    rest = [token for token in [*unmade, *whole] if token not in rank]
+    rest = [token for token in dict.fromkeys(rest) if alphabet.keys() >= set(token)]
     index = {(left, right): n for n, (left, right) in enumerate(pairs)} if rest else {}
-    for token in dict.fromkeys(rest):
-        if token in rank:
-            continue
-        parts = list(token)
-        while len(parts) > 1:
-            found = [index.get(pair, math.inf) for pair in pairwise(parts)]
-            first = found.index(min(found))
-            if found[first] == math.inf:
-                break
-            parts[first : first + 2] = [parts[first] + parts[first + 1]]
-        if len(parts) == 1:
-            raise refusal(path, "model.merges", token, "merges listed after those of their parts")
-        if token in whole:
-            # Of three parts or more tiktoken never makes the token: it joins two at a time.
-            if len(parts) == 2:
-                raise refusal(path, "model.ignore_merges with a token without merge", token, "none")
-            rank[token] = len(rank)
-    return list(rank)
+    alone = {token: join(token, index) for token in rest}
+    early = [token for token, (parts, _) in alone.items() if len(parts) == 1]
+    for token in [token for token in order if any(part in token for part in early)]:
+        del order[token]
+        alone[token] = join(token, index)
+    order |= {token: n for token, (parts, n) in alone.items() if len(parts) == 1}
+    others = [token for token, (parts, _) in alone.items() if token in whole and len(parts) > 1]
+    for token in others:
+        # Of three parts or more tiktoken never makes the token: it joins two at a time.
+        if len(alone[token][0]) == 2:
+            raise refusal(path, "model.ignore_merges with a token without merge", token, "none")
+    return [*alphabet, *sorted(order, key=order.get), *others]
 
 
-def stay_apart(left, right, many, firsts, lasts, joined):
+def join(token, index):
+    """Give what all merges together make of a token's characters, and the index of the last."""
+    parts, last = list(token), None
+    while len(parts) > 1:
+        found = [index.get(pair, math.inf) for pair in pairwise(parts)]
+        first = found.index(min(found))
+        if found[first] == math.inf:
+            break
+        last = found[first]
+        parts[first : first + 2] = [parts[first] + parts[first + 1]]
+    return parts, last
+
+
+def stay_apart(left, right, base, many, firsts, lasts, joined):
     """Whether no merge so far joins the end of one token to the beginning of the next.
 
     Undoes the merges of both, the latest first, and looks whether the tokens then at the border
@@ -463,7 +517,7 @@ def stay_apart(left, right, many, firsts, lasts, joined):
     """
     limit = many
     while joined.get(left * many + right, limit) >= limit:
-        if left < 256 and right < 256:
+        if left < base and right < base:
             return True
         if left > right:
             limit, left = left, lasts[left]
