@@ -20,7 +20,7 @@ import math
 import re
 import struct
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from tiktoken import Encoding
 
@@ -214,9 +214,9 @@ def read_hub(folder, path, data, pairs, added, names):
     byte_of = read_bytes(path, vocab)
     if data["model"].get("ignore_merges"):
         raise refusal(path, "model.ignore_merges", True, "false where byte_fallback is true")
-    for pair in pairs:
-        if not byte_of.keys().isdisjoint(map(vocab.get, pair)):
-            raise refusal(path, "model.merges", pair, "merges of other pieces than <0xXX>")
+    parts = set(chain.from_iterable(pairs))
+    if joined := [part for part in parts if vocab.get(part) in byte_of]:
+        raise refusal(path, "model.merges", joined[:3], "merges of other pieces than <0xXX>")
     normalise = read_normalizer(path, data.get("normalizer"))
     prepend, split = read_metaspace(path, data.get("pre_tokenizer"))
     stream, fall_back = read_decoder(path, data.get("decoder"))
