@@ -37,6 +37,28 @@ class KV:
         self.k, self.v = self.k[rows], self.v[rows]
 
 
+@dataclass
+class SSM:
+    """What one Mamba-2 block keeps of a row: the last inputs of its convolution, and its state.
+
+    window (b, w-1, c), state (b, h, p, n) float32. Neither is ever written in place.
+    """
+
+    window: torch.Tensor
+    state: torch.Tensor
+    next: tuple | None = None  # both of them after the call that is under way
+
+    def follow(self, window, state):
+        """Note what comes after this call's tokens; it holds once the whole call is done."""
+        self.next = window, state
+
+    def commit(self):
+        (self.window, self.state), self.next = self.next, None
+
+    def reorder(self, rows):
+        self.window, self.state = self.window[rows], self.state[rows]
+
+
 @dataclass(frozen=True)
 class Step:
     """Where the tokens of one call stand, and what each of them may look at."""
@@ -45,10 +67,14 @@ class Step:
     positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
     # (b or 1, 1, t, s) True where a token may look; None: t == 1, or plain causal with t == s.
     mask: torch.Tensor | None
+    real: torch.Tensor | None  # (b, t) False for padding; None: all are tokens
 
 
 class Cache:
-    """One entry per block, at the block's index, and the one position that all of them share."""
+    """One entry per block, at the block's index, and the one position that all of them share.
+
+    An entry is a KV, an SSM, or None for a block that keeps nothing.
+    """
 
     def __init__(self, entries, batch, max_length, device):
         self.entries = entries
@@ -62,6 +88,9 @@ class Cache:
         """Move on over the tokens of `step`; the last thing that a model's forward does."""
         self.length = step.start + step.positions.shape[1]
         self.tokens = torch.maximum(self.tokens, step.positions.amax(1, keepdim=True) + 1)
+        for entry in self.entries:
+            if isinstance(entry, SSM):
+                entry.commit()
 
     def clone(self):
         """A cache of its own memory that goes on from here; neither ever touches the other."""
@@ -72,7 +101,8 @@ class Cache:
         rows = torch.as_tensor(rows, device=self.positions.device)
         self.positions, self.tokens = self.positions[rows], self.tokens[rows]
         for entry in self.entries:
-            entry.reorder(rows)
+            if entry is not None:
+                entry.reorder(rows)
 
     def truncate(self, length):
         """Forget all but the first `length` tokens of every row.
@@ -117,6 +147,7 @@ def place(cache, attention_mask, batch, tokens, device):
 
     ragged = attention_mask is not None or (cache is not None and cache.ragged)
     before = 0 if cache is None else cache.tokens
+    real = None
     if attention_mask is None:
         positions = before + torch.arange(tokens, device=device).expand(batch, tokens)  # (b, t)
     else:
@@ -129,11 +160,11 @@ def place(cache, attention_mask, batch, tokens, device):
         seen = cache.positions[:, :end]  # (b, s)
 
     if not ragged and (start == 0 or tokens == 1):
-        return Step(start, positions, None)
+        return Step(start, positions, None, real)
     if not ragged:  # all rows alike
         seen, query = seen[:1, None, :], positions[:1, :, None]
     else:
         seen, query = seen[:, None, :], positions[:, :, None]
     mask = (seen <= query) & (seen != PADDING)  # (b, t, s)
     # A padding query looks at everything: its output is unread, but a softmax over nothing is nan.
-    return Step(start, positions, (mask | (query == PADDING))[:, None])
+    return Step(start, positions, (mask | (query == PADDING))[:, None], real)

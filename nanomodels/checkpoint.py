@@ -20,12 +20,15 @@ from torch.overrides import TorchFunctionMode
 
 from nanomodels.files import one_line, read_json
 
-MODEL_TYPES = ("nanochat", "nemotron")  # of config.json; each is a module of this package
+# `model_type` of config.json; each is a module of this package.
+MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load(folder, device="cpu", dtype=None, progress=None):
-    """The model that a checkpoint folder holds, ready to run; its `stop_ids` are the checkpoint's.
+    """The model that a checkpoint folder holds, ready to run.
+
+    Its `stop_ids` are the checkpoint's; `skipped` has the tensors left out: {name: bytes}.
 
     dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
@@ -47,9 +50,11 @@ def load(folder, device="cpu", dtype=None, progress=None):
             f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
         )
     try:
-        fill(model, rename(tensors, names), torch.device(device), dtype, progress)
+        renamed, skipped = rename(tensors, names)
+        fill(model, renamed, torch.device(device), dtype, progress)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    model.skipped = {name: tensors[name].nbytes for name in skipped}
     return model.eval()
 
 
@@ -196,22 +201,29 @@ def map_file(path):
 
 
 def rename(tensors, names):
-    """Parameter name -> list of (checkpoint name, tensor), by an architecture's name table.
+    """Parameter name -> list of (checkpoint name, tensor), by an architecture's name table; and the
+    names that it leaves out.
 
-    Numbers between dots stand as {} in the table; a name that the table maps to None is left out.
+    Numbers between dots stand as {} in the table. A {} more on the parameter's side stands for the
+    rows of a stacked tensor. None is left out; so is, for "some.*", all that begins with "some.".
     Raises ValueError for names that are not in the table.
     """
-    renamed, unknown = {}, []
+    renamed, skipped, unknown = {}, [], []
+    left_out = tuple(name[:-1] for name in names if name.endswith(".*"))
     for name, tensor in tensors.items():
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
-        if pattern not in names:
-            unknown.append(name)
-        elif names[pattern] is not None:
-            renamed.setdefault(names[pattern].format(*numbers), []).append((name, tensor))
+        parameter = names.get(pattern)
+        if parameter is None:
+            (skipped if pattern in names or name.startswith(left_out) else unknown).append(name)
+        elif parameter.count("{}") == len(numbers):
+            renamed.setdefault(parameter.format(*numbers), []).append((name, tensor))
+        else:
+            for i, row in enumerate(tensor):
+                renamed.setdefault(parameter.format(*numbers, i), []).append((name, row))
     if unknown:
         raise ValueError(f"unexpected tensors: {listed(unknown)}")
-    return renamed
+    return renamed, skipped
 
 
 def fill(model, tensors, device, dtype, progress):
@@ -252,7 +264,9 @@ def fill(model, tensors, device, dtype, progress):
     for _, places, entries in found:
         tensor = entries[0][1]
         done += tensor.nbytes
-        parameter = nn.Parameter(tensor.to(device, wanted), requires_grad=False)
+        exact = places[0][2].endswith(getattr(model, "float32", ()))
+        parameter = tensor.to(device, torch.float32 if exact else wanted)
+        parameter = nn.Parameter(parameter, requires_grad=False)
         for module, leaf, _ in places:
             setattr(module, leaf, parameter)
         if progress is not None:

@@ -6,6 +6,8 @@ from transformers import (
     NanoChatForCausalLM,
     NemotronConfig,
     NemotronForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
 )
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -59,8 +61,8 @@ def spread(model, rng):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=rng)
-            if parameter.dim() == 2:
-                parameter.mul_(parameter.shape[1] ** -0.5)
+            if parameter.dim() > 1:
+                parameter.mul_(parameter.shape[-1] ** -0.5)
         head = model.get_output_embeddings()
         if head is not None:
             head.weight.mul_(3.0)
@@ -133,7 +135,69 @@ def random_nemotron(seed):
     return model
 
 
-FAMILIES = {"nanochat": random_nanochat, "nemotron": random_nemotron}
+def random_nemotron_h(seed, **fixed):
+    """A small NemotronHForCausalLM in float32, all four kinds of layer in random order."""
+    rng = torch.Generator().manual_seed(seed)
+    kinds = ["linear_attention", "full_attention", "mlp", "moe"]
+    kinds += [pick(rng, *kinds) for _ in range(pick(rng, 0, 1, 3))]
+    groups = pick(rng, 1, 2, 4, 8)
+    kv_heads, ratio = pick(rng, (1, 1), (3, 1), (1, 2), (3, 2), (2, 4), (1, 5))
+    expert_groups, topk_group, chosen = pick(rng, (1, 1, 3), (1, 1, 1), (2, 1, 4), (4, 2, 3))
+    config = {
+        "vocab_size": pick(rng, 97, 130, 251),
+        "hidden_size": pick(rng, 20, 32, 45),
+        "layers_block_type": [kinds[i] for i in torch.randperm(len(kinds), generator=rng)],
+        "num_attention_heads": kv_heads * ratio,
+        "num_key_value_heads": kv_heads,
+        "head_dim": pick(rng, 6, 12),
+        "max_position_embeddings": 256,
+        "intermediate_size": pick(rng, 31, 64),
+        "mlp_bias": pick(rng, True, False),
+        "mamba_num_heads": groups * pick(rng, 1, 2, 3),
+        "mamba_head_dim": pick(rng, 3, 8, 16),
+        "ssm_state_size": pick(rng, 5, 16, 24),
+        "n_groups": groups,
+        "conv_kernel": pick(rng, 2, 3, 4, 5),
+        "chunk_size": pick(rng, 4, 8, 16),
+        "time_step_limit": pick(rng, (0.0, float("inf")), (0.0, float("inf")), (0.05, 0.8)),
+        "use_bias": pick(rng, True, False),
+        "use_conv_bias": pick(rng, True, False),
+        "n_routed_experts": 8,
+        "num_experts_per_tok": chosen,
+        "moe_intermediate_size": pick(rng, 12, 25),
+        "moe_shared_expert_intermediate_size": pick(rng, 18, 33),
+        "moe_latent_size": pick(rng, None, 10),
+        "n_group": expert_groups,
+        "topk_group": topk_group,
+        "norm_topk_prob": pick(rng, True, False),
+        "routed_scaling_factor": pick(rng, 1.0, 2.5),
+        "layer_norm_epsilon": pick(rng, 1e-6, 1e-5, 1e-2),
+    }
+    config = NemotronHConfig(**config | fixed, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    model = NemotronHForCausalLM(config).eval()
+    model.set_experts_implementation("eager")  # the other ones want widths that are multiples of 4
+    spread(model, rng)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if layer.block_type == "linear_attention":
+                # dt from 0.01 to 2, a memory of some tens of tokens; and without the floor under dt
+                # that transformers 5.23.0 puts in place of the config's limits.
+                layer.mixer.dt_bias.mul_(2).sub_(2)
+                layer.mixer.A_log.sub_(1)
+                layer.mixer.time_step_limit = tuple(config.time_step_limit)
+            elif layer.block_type == "moe":
+                layer.mixer.gate.e_score_correction_bias.normal_(std=0.3, generator=rng)
+    return model
+
+
+FAMILIES = {
+    "nanochat": random_nanochat,
+    "nemotron": random_nemotron,
+    "nemotron_h": random_nemotron_h,
+}
+ROTATING = ("nanochat", "nemotron")  # families whose attention turns by position
+# Largest difference of float32 logits from transformers; the scan sums in another order.
+TOLERANCE = {"nanochat": 2e-5, "nemotron": 2e-5, "nemotron_h": 5e-5}
 
 
 def first_difference(theirs, ours, ids):

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from reference import FAMILIES, ROPE_TYPES, first_difference
+from reference import FAMILIES, ROPE_TYPES, ROTATING, TOLERANCE, first_difference
 
 import nanomodels
 from nanomodels import checkpoint
@@ -21,9 +21,18 @@ def pair(request, tmp_path_factory):
     family, seed = request.param
     theirs = FAMILIES[family](seed)
     folder = tmp_path_factory.mktemp("checkpoint")
-    theirs.save_pretrained(folder, max_shard_size="5KB" if seed % 2 else "1GB")
+    # Nemotron-H has two layouts: the Hub's, and transformers' own with stacked experts.
+    theirs.save_pretrained(
+        folder,
+        max_shard_size="5KB" if seed % 2 else "1GB",
+        save_original_format=seed % 3 != 0,
+    )
     assert (folder / "model.safetensors").exists() != bool(seed % 2)
     return theirs, nanomodels.load(folder)
+
+
+def tolerance(theirs):
+    return TOLERANCE[theirs.config.model_type]
 
 
 def random_ids(model, batch, tokens, seed=0):
@@ -38,14 +47,17 @@ def test_logits_match_transformers(pair):
     expected, found = theirs(ids).logits, ours(ids)
     assert expected.std() > 1
     assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 2e-5, first_difference(theirs, ours, ids)
+    assert (found - expected).abs().max() <= tolerance(theirs), first_difference(theirs, ours, ids)
 
 
 @torch.inference_mode()
 def test_greedy_continuation_matches_transformers(pair):
     theirs, ours = pair
     ids = random_ids(ours, 1, 30)
-    expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0, 30:].tolist()
+    # transformers 5.23.0 clamps no dt in Nemotron-H's cached steps; its full pass is as patched.
+    use_cache = theirs.config.model_type != "nemotron_h"
+    expected = theirs.generate(ids, max_new_tokens=64, do_sample=False, use_cache=use_cache)
+    expected = expected[0, 30:].tolist()
     assert list(nanomodels.generate(ours, ids[0].tolist(), max_new_tokens=64)) == expected
 
 
@@ -71,7 +83,8 @@ def test_a_padded_row_equals_the_row_alone(pair, side):
         alone = ours(torch.cat((row, more[i]))[None], cache=ours.new_cache(1, 25))[0]
         close(logits[i, mask[i]], alone[:-2])
         close(continued[i], alone[-2:])
-        if ours.config.rope.rope_type not in ("dynamic", "longrope"):
+        rope = getattr(ours.config, "rope", None)
+        if rope is None or rope.rope_type not in ("dynamic", "longrope"):
             close(uncached[i, mask[i]], alone[:-2])
 
 
@@ -165,13 +178,13 @@ def test_inputs_embeds_and_position_ids_are_honoured(pair):
     torch.testing.assert_close(ours(inputs_embeds=embeds), ours(ids), rtol=0, atol=0)
     positions = torch.arange(12).mul(2).expand(2, 12)  # up to 22, within every trained length
     expected = theirs(ids, position_ids=positions).logits
-    assert (ours(ids, position_ids=positions) - expected).abs().max() <= 2e-5
+    assert (ours(ids, position_ids=positions) - expected).abs().max() <= tolerance(theirs)
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         ours()
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROTATING)
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, family, rope_type):
     theirs = FAMILIES[family](ROPE_TYPES.index(rope_type))
@@ -194,7 +207,8 @@ def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family
     theirs = FAMILIES[family](0)
     theirs.save_pretrained(tmp_path)
     stored = checkpoint.read_safetensors(tmp_path)
-    renamed = checkpoint.rename(stored, importlib.import_module(f"nanomodels.{family}").HUB_NAMES)
+    table = importlib.import_module(f"nanomodels.{family}").HUB_NAMES
+    renamed, _ = checkpoint.rename(stored, table)
     model = nanomodels.load(tmp_path)
     assert {name for name, _ in model.named_parameters()} == renamed.keys()
     for name, parameter in model.named_parameters():

@@ -1,0 +1,573 @@
+"""Nemotron-H: the hybrid decoder of Nemotron-H, Nemotron-Nano-v2 and Nemotron-3.
+
+    x = embed(ids)
+    for each layer:
+        x = x + mixer(norm(x))              one mixer a layer, of four kinds:
+    logits = lm_head(norm(x))
+
+    M  Mamba-2:    z, xBC, dt = in_proj(x)
+                   x, B, C = silu(conv(xBC))           causal, each channel for itself, w tokens
+                   dt = clamp(softplus(dt + dt_bias))
+                   S = exp(-exp(A_log) dt) S + dt x B^T    token by token; S is all that it keeps
+                   y = S C + D x
+                   out_proj(group_norm(y * silu(z)))
+    *  attention:  o_proj(softmax(q_proj(x) k_proj(x)^T / sqrt(d), causal) v_proj(x))
+    -  MLP:        down_proj(relu(up_proj(x))^2)
+    E  experts:    scores = sigmoid(gate(x));  chosen = top k of scores + bias
+                   sum over chosen of scale * score / (sum of scores) * MLP_e(x)  +  MLP_shared(x)
+
+    norm(x):       x / sqrt(mean(x^2) + eps) * weight
+
+What is unusual: attention turns nothing by position (the order of tokens comes from the Mamba
+layers; rope keys in config.json are left over). A Mamba layer is heads * head width wide, whatever
+`expand` says. Its gate z comes before the norm, which takes each of g groups by itself. The bias
+chooses experts and weighs nothing. With `moe_latent_size` the chosen experts work on a narrower
+fc1_latent_proj(x), and fc2_latent_proj widens their sum. dt, A, S, the norms and the router are
+float32 whatever the model's dtype.
+
+Shapes: b batch, t tokens in this call, s tokens seen, m model width, f MLP width, h heads, g groups
+of heads that share a key/value (attention) or a B and C (Mamba-2), d attention head width, p Mamba
+head width, n state width, l position in a chunk (s: the one looked at), w convolution width, e
+experts, k experts chosen, r rows b * t.
+
+Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, but for its floor under dt
+(:414), which is not the checkpoints'; arXiv 2405.21060 (Mamba-2); arXiv 2504.03624 (Nemotron-H).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanomodels.cache import KV, SSM, Cache, place
+from nanomodels.config import Keys
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int
+    hidden_size: int  # m
+    layers: str  # one of M * - E for each layer
+    max_position_embeddings: int  # context length
+    layer_norm_epsilon: float
+    tie_word_embeddings: bool
+    # attention
+    num_attention_heads: int  # h
+    num_key_value_heads: int  # g
+    head_dim: int  # d
+    attention_bias: bool
+    # Mamba-2
+    mamba_num_heads: int  # h
+    mamba_head_dim: int  # p
+    ssm_state_size: int  # n
+    n_groups: int  # g
+    conv_kernel: int  # w
+    chunk_size: int
+    time_step_limit: tuple  # least and most dt
+    use_bias: bool  # of in_proj and out_proj
+    use_conv_bias: bool
+    # MLP and experts
+    intermediate_size: int  # f of the MLP layers
+    mlp_bias: bool
+    n_routed_experts: int  # e
+    num_experts_per_tok: int  # k
+    moe_intermediate_size: int  # f of each expert
+    moe_shared_expert_intermediate_size: int  # f of the expert that all tokens pass
+    moe_latent_size: int | None  # width of what the chosen experts work on; None: m
+    n_group: int  # groups of experts
+    topk_group: int  # groups that a token may choose from
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+
+# Keys with one meaning under several names in published configs.
+SPELLINGS = {
+    "head_dim": ("head_dim", "attention_head_dim"),
+    "layer_norm_epsilon": ("layer_norm_epsilon", "norm_eps", "rms_norm_eps"),
+    "n_groups": ("n_groups", "mamba_num_groups", "mamba_n_groups"),
+    "ssm_state_size": ("ssm_state_size", "mamba_state_dim"),
+    "conv_kernel": ("conv_kernel", "mamba_d_conv"),
+    "chunk_size": ("chunk_size", "mamba_chunk_size"),
+    "use_conv_bias": ("use_conv_bias", "mamba_conv_bias"),
+    "time_step_limit": ("time_step_limit", "mamba_dt_limit"),
+}
+# Names in layers_block_type; those with _attention are transformers' since 5.17.
+LETTERS = {
+    "mamba": "M",
+    "linear_attention": "M",
+    "attention": "*",
+    "full_attention": "*",
+    "mlp": "-",
+    "moe": "E",
+}
+
+
+def config_from_hub(hub):
+    """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
+
+    Raises ValueError naming the key for anything that this file does not implement.
+    """
+    keys = Keys(hub, SPELLINGS)
+    for key, only in {
+        "mlp_hidden_act": "relu2",
+        "mamba_hidden_act": "silu",
+        "residual_in_fp32": False,
+        "n_shared_experts": 1,
+    }.items():
+        if keys.value(key, only) != only:
+            raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {only!r}")
+    if keys.value("sliding_window", None) is not None:
+        raise ValueError(f"sliding_window {hub['sliding_window']!r} is not supported; only null is")
+    config = Config(
+        vocab_size=keys.size("vocab_size", 131072),
+        hidden_size=keys.size("hidden_size", 4096),
+        layers=read_layers(hub),
+        max_position_embeddings=keys.size("max_position_embeddings", 4096),
+        layer_norm_epsilon=keys.number("layer_norm_epsilon", 1e-5, above=0),
+        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
+        num_attention_heads=keys.size("num_attention_heads", 32),
+        num_key_value_heads=keys.size("num_key_value_heads", 8),
+        head_dim=keys.size("head_dim", 128),
+        attention_bias=keys.flag("attention_bias", False),
+        mamba_num_heads=keys.size("mamba_num_heads", 128),
+        mamba_head_dim=keys.size("mamba_head_dim", 64),
+        ssm_state_size=keys.size("ssm_state_size", 128),
+        n_groups=keys.size("n_groups", 8),
+        conv_kernel=keys.size("conv_kernel", 4),
+        chunk_size=keys.size("chunk_size", 128),
+        time_step_limit=read_limit(keys.value("time_step_limit", [0.0, math.inf])),
+        use_bias=keys.flag("use_bias", False),
+        use_conv_bias=keys.flag("use_conv_bias", True),
+        intermediate_size=keys.size("intermediate_size", 21504),
+        mlp_bias=keys.flag("mlp_bias", False),
+        n_routed_experts=keys.size("n_routed_experts", 8),
+        num_experts_per_tok=keys.size("num_experts_per_tok", 2),
+        moe_intermediate_size=keys.size("moe_intermediate_size", 7688),
+        moe_shared_expert_intermediate_size=keys.size("moe_shared_expert_intermediate_size", 7688),
+        moe_latent_size=hub.get("moe_latent_size") and keys.size("moe_latent_size", None),
+        n_group=keys.size("n_group", 1),
+        topk_group=keys.size("topk_group", 1),
+        norm_topk_prob=keys.flag("norm_topk_prob", True),
+        routed_scaling_factor=keys.number("routed_scaling_factor", 1.0),
+    )
+    for large, small in (
+        ("num_attention_heads", "num_key_value_heads"),
+        ("mamba_num_heads", "n_groups"),
+        ("n_routed_experts", "n_group"),
+    ):
+        if getattr(config, large) % getattr(config, small):
+            raise ValueError(
+                f"{large} {getattr(config, large)} is not a multiple of "
+                f"{small} {getattr(config, small)}"
+            )
+    group = config.n_routed_experts // config.n_group
+    if config.topk_group > config.n_group or (config.n_group > 1 and group < 2):
+        raise ValueError(
+            f"topk_group {config.topk_group} of n_group {config.n_group} groups of {group} experts"
+            " cannot be chosen; a group needs 2 experts, and topk_group is at most n_group"
+        )
+    if config.num_experts_per_tok > config.topk_group * group:
+        raise ValueError(
+            f"num_experts_per_tok is {config.num_experts_per_tok}; a token can choose from "
+            f"{config.topk_group * group} experts"
+        )
+    return config
+
+
+def read_layers(hub):
+    """The kinds of layer as a string of M * - E, from either spelling."""
+    pattern, names = hub.get("hybrid_override_pattern"), hub.get("layers_block_type")
+    if names is not None:
+        if not isinstance(names, list) or not all(name in LETTERS for name in map(str, names)):
+            raise ValueError(f"layers_block_type is {names!r}; it must list some of {[*LETTERS]}")
+        letters = "".join(LETTERS[name] for name in names)
+        if pattern not in (None, letters):
+            raise ValueError(f"hybrid_override_pattern {pattern!r} and layers_block_type disagree")
+        pattern = letters
+    if not isinstance(pattern, str) or not pattern or set(pattern) - set("M*-E"):
+        raise ValueError(
+            f"hybrid_override_pattern is {pattern!r}; it must say each layer by one of M * - E "
+            "(or layers_block_type by its name)"
+        )
+    count = hub.get("num_hidden_layers")
+    if count not in (None, len(pattern)):
+        raise ValueError(f"num_hidden_layers is {count!r}; the layers named are {len(pattern)}")
+    return pattern
+
+
+def read_limit(limit):
+    """time_step_limit: two numbers, infinity as itself, 1e308 or {"__float__": "Infinity"}."""
+    words = {"Infinity": math.inf}
+    if isinstance(limit, list | tuple):
+        limit = [words.get(x.get("__float__")) if isinstance(x, dict) else x for x in limit]
+        if len(limit) == 2 and all(type(x) in (int, float) for x in limit):
+            # What float32 cannot hold is no limit.
+            low, high = (math.inf if x > torch.finfo().max else float(x) for x in limit)
+            if 0 <= low <= high:
+                return low, high
+    raise ValueError(f"time_step_limit is {limit!r}; it must be two numbers, 0 or more")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
+
+
+class GatedRMSNorm(nn.Module):
+    """The norm of y * silu(z), each of `groups` equal parts of the last dimension by itself."""
+
+    def __init__(self, width, groups, eps):
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, y, z):
+        y = (y * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # (b, t, g, h p / g)
+        return F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+
+
+def ssd(x, dt, A, B, C, state, chunk):
+    """Run the state-space recurrence over a piece of a sequence, `chunk` tokens at a time.
+
+    x (b, t, h, p), dt (b, t, h) >= 0, A (h) < 0, B and C (b, t, g, n), state (b, h, p, n); float32.
+    Returns y (b, t, h, p) and the state after the last token; the state given is left as it is.
+    Any t >= 1 gives the same result as t calls with one token, and dt 0 leaves the state alone.
+    Source: arXiv 2405.21060, section 6 and Listing 1; there the carry between chunks is a matrix,
+    quadratic in their number, here it is a loop.
+    """
+    pieces = []
+    for start in range(0, x.shape[1], chunk):
+        piece = slice(start, start + chunk)
+        y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)
+        pieces.append(y)
+    return torch.cat(pieces, dim=1), state
+
+
+def ssd_chunk(x, dt, A, B, C, state):
+    """`ssd` of one chunk: its tokens as attention among themselves, what was before as the state.
+
+    With a_l = A (dt_0 + ... + dt_l), unrolling the recurrence gives
+        y_l = sum over s <= l of exp(a_l - a_s) dt_s (C_l . B_s) x_s  +  exp(a_l) S C_l
+        S'  = sum over s of exp(a_last - a_s) dt_s x_s B_s^T  +  exp(a_last) S
+    """
+    b, l, h, p = x.shape
+    g, n = B.shape[2:]
+    # float64: in float32 a small dt that comes after large ones would be lost in a_l - a_s. And as
+    # powers of 2: torch's exp on a CPU takes 10 times as long where it underflows (torch 2.13).
+    a = (dt.double() * A * math.log2(math.e)).cumsum(1).mT.contiguous()  # (b, h, l)
+    xdt = x * dt[..., None]  # (b, l, h, p)
+    B, C = B.transpose(1, 2), C.transpose(1, 2)  # (b, g, l, n)
+
+    # 1. What the chunk's tokens see of each other. B and C are one for the heads of a group.
+    later = x.new_full((l, l), -math.inf).triu(1)
+    decay = ((a[..., None] - a[..., None, :]).float() + later).exp2()  # (b, h, l, s)
+    scores = ((C @ B.mT)[:, :, None] * decay.view(b, g, -1, l, l)).view(b, h, l, l)
+    y = (scores @ xdt.transpose(1, 2)).transpose(1, 2)  # (b, l, h, p)
+
+    # 2. What they see of all that was before.
+    S = state.view(b, g, -1, n)  # (b, g, h/g p, n)
+    past = (C @ S.mT).transpose(1, 2).reshape(b, l, h, p)
+    y = y + past * a.float().exp2().transpose(1, 2)[..., None]
+
+    # 3. The state after the chunk.
+    last = a[..., -1:]  # (b, h, 1)
+    kept = (last - a).float().exp2().transpose(1, 2)[..., None]  # (b, l, h, 1)
+    new = (xdt * kept).reshape(b, l, g, -1).permute(0, 2, 3, 1) @ B  # (b, g, h/g p, n)
+    return y, state * last.float().exp2()[..., None] + new.view(b, h, p, n)
+
+
+class Mamba(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        h, g, n = config.mamba_num_heads, config.n_groups, config.ssm_state_size
+        inner, w = h * config.mamba_head_dim, config.conv_kernel
+        self.groups, self.chunk_size = g, config.chunk_size
+        self.time_step_limit = config.time_step_limit
+        self.widths = inner, inner + 2 * g * n, h  # of z, xBC, dt
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.use_bias)
+        channels = self.widths[1]
+        self.conv1d = nn.Conv1d(channels, channels, w, groups=channels, bias=config.use_conv_bias)
+        self.dt_bias = nn.Parameter(torch.zeros(h))
+        self.A_log = nn.Parameter(torch.zeros(h))
+        self.D = nn.Parameter(torch.ones(h))
+        self.norm = GatedRMSNorm(inner, g, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
+
+    def new_state(self, batch, dtype):
+        """What a row keeps before its first token: window (b, w-1, c), S (b, h, p, n) float32."""
+        inner, channels, h = self.widths
+        n = (channels - inner) // 2 // self.groups
+        zeros = self.A_log.new_zeros
+        window = zeros(batch, self.conv1d.kernel_size[0] - 1, channels, dtype=dtype)
+        return SSM(window, zeros(batch, h, inner // h, n, dtype=torch.float32))
+
+    def forward(self, x, step, entry):
+        b, t, _ = x.shape
+        inner, channels, h = self.widths
+        z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
+        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
+        if step.real is not None:
+            # A row's tokens first, its padding last: window and state know no gaps, and dt 0
+            # leaves the state alone.
+            count = step.real.sum(1, keepdim=True)  # (b, 1)
+            order = step.real.logical_not().argsort(dim=1, stable=True)[..., None]  # (b, t, 1)
+            places = torch.arange(t, device=x.device)
+            xBC = xBC.take_along_dim(order, 1)
+            dt = dt.take_along_dim(order, 1) * (places < count)[..., None]
+
+        start = self.new_state(b, xBC.dtype) if entry is None else entry
+        xBC = torch.cat((start.window, xBC), dim=1)  # (b, w-1 + t, c)
+        if step.real is None:
+            window = xBC[:, t:].clone()
+        else:
+            ends = count + torch.arange(start.window.shape[1], device=x.device)  # (b, w-1)
+            window = xBC.take_along_dim(ends[..., None], 1)
+        # In float32, rounded nowhere between in_proj and out_proj.
+        weight, bias = self.conv1d.weight.float(), self.conv1d.bias
+        bias = None if bias is None else bias.float()
+        xBC = F.silu(F.conv1d(xBC.float().mT, weight, bias, groups=channels)).mT  # (b, t, c)
+
+        x, B, C = xBC.split((inner, *[(channels - inner) // 2] * 2), dim=-1)
+        x = x.unflatten(-1, (h, -1))  # (b, t, h, p)
+        B, C = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))  # (b, t, g, n)
+        A = -self.A_log.float().exp()  # (h)
+        y, state = ssd(x, dt, A, B, C, start.state, self.chunk_size)
+        y = (y + x * self.D.float()[:, None]).flatten(-2)  # (b, t, h p)
+        if entry is not None:
+            entry.follow(window, state)
+        if step.real is not None:
+            y = y.take_along_dim(order.argsort(1), 1)
+        return self.out_proj(self.norm(y, z).type_as(z))  # (b, t, m)
+
+
+def attend(q, k, v, mask):
+    """Softmax attention. q (b, h, t, d); k, v (b, g, s, d); mask as in cache.Step."""
+    b, h, t, d = q.shape
+    if mask is None and t > 1:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    # The queries that share a key become rows of one product, (b, g, h/g, t, d) flattened, and the
+    # mask repeats for each of them: for one bf16 token on a CPU five to seven times as fast as
+    # enable_gqa (torch 2.13, 24 heads on 8).
+    shared = h // k.shape[1]
+    q = q.reshape(b, -1, shared * t, d)  # (b, g, h/g t, d)
+    if mask is not None:
+        mask = mask.repeat(1, 1, shared, 1)  # (b or 1, 1, h/g t, s)
+    return F.scaled_dot_product_attention(q, k, v, mask).reshape(b, h, t, d)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
+        h, g = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = d
+        self.q_proj = nn.Linear(m, h * d, bias=bias)
+        self.k_proj = nn.Linear(m, g * d, bias=bias)
+        self.v_proj = nn.Linear(m, g * d, bias=bias)
+        self.o_proj = nn.Linear(h * d, m, bias=bias)
+
+    def forward(self, x, step, kv):
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
+        k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        if kv is not None:
+            k, v = kv.extend(k, v, step.start)  # (b, g, s, d)
+        y = attend(q, k, v, step.mask)  # (b, h, t, d)
+        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
+
+
+class MLP(nn.Module):
+    def __init__(self, width, intermediate, bias):
+        super().__init__()
+        self.up_proj = nn.Linear(width, intermediate, bias=bias)
+        self.down_proj = nn.Linear(intermediate, width, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+class Router(nn.Module):
+    """Which experts each token passes, and what each of them counts; all in float32."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
+        bias = torch.zeros(config.n_routed_experts)
+        self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x):
+        """x (r, m); returns the experts chosen (r, k) and their weights (r, k) float32."""
+        config = self.config
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (r, e)
+        choice = scores + self.e_score_correction_bias.float()
+        if config.n_group > 1:  # only from the groups whose two best experts are the best
+            groups = choice.unflatten(-1, (config.n_group, -1))  # (r, groups, e / groups)
+            best = groups.topk(2).values.sum(-1).topk(config.topk_group).indices
+            others = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(1, best, False)
+            choice = groups.masked_fill(others[..., None], -math.inf).flatten(1)
+        chosen = choice.topk(config.num_experts_per_tok).indices  # (r, k)
+        weights = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * config.routed_scaling_factor
+
+
+class MoE(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, f, bias = config.hidden_size, config.moe_intermediate_size, config.mlp_bias
+        latent = config.moe_latent_size
+        self.gate = Router(config)
+        self.experts = nn.ModuleList(
+            MLP(latent or m, f, bias=False) for _ in range(config.n_routed_experts)
+        )
+        self.shared_experts = MLP(m, config.moe_shared_expert_intermediate_size, bias)
+        self.fc1_latent_proj = nn.Linear(m, latent, bias=bias) if latent else nn.Identity()
+        self.fc2_latent_proj = nn.Linear(latent, m, bias=bias) if latent else nn.Identity()
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)  # (r, m)
+        chosen, weights = self.gate(rows)
+        u = self.fc1_latent_proj(rows)
+        y = torch.zeros_like(u, dtype=weights.dtype)  # float32
+        # The r * k choices sorted by expert, so that each expert reads its weights once.
+        experts, order = chosen.flatten().sort(stable=True)
+        experts, counts = experts.unique_consecutive(return_counts=True)
+        for i, which in zip(experts.tolist(), order.split(counts.tolist()), strict=True):
+            row = which // chosen.shape[1]
+            y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[which, None])
+        y = self.fc2_latent_proj(y.type_as(u))
+        return y.view_as(x) + self.shared_experts(x)
+
+
+class Layer(nn.Module):
+    def __init__(self, config, kind):
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.keeps_state = kind in "M*"
+        if kind == "-":
+            self.mixer = MLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        else:
+            self.mixer = {"M": Mamba, "*": Attention, "E": MoE}[kind](config)
+
+    def forward(self, x, step, entry):
+        y = self.norm(x)
+        return x + (self.mixer(y, step, entry) if self.keeps_state else self.mixer(y))
+
+
+class NemotronH(nn.Module):
+    """The decoder with its language head: `NemotronHForCausalLM` on the Hub."""
+
+    stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
+    # Parameters that are float32 whatever the model's dtype, by the ends of their names.
+    float32 = ("A_log", "D", "dt_bias", "gate.weight", "e_score_correction_bias")
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layers)
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    @property
+    def context_length(self):
+        """The most tokens that the model is made to look back on."""
+        return self.config.max_position_embeddings
+
+    def _apply(self, fn, recurse=True):
+        """As nn.Module's, behind .to(): moves all, but casts no parameter named in `float32`."""
+        kept = {name: p.data for name, p in self.named_parameters() if name.endswith(self.float32)}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if name in kept:
+                parameter.data = kept[name].to(parameter.device)
+        return self
+
+    def new_cache(self, batch, max_length):
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        weight = self.embeddings.weight
+        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
+        entries = {
+            "M": lambda mixer: mixer.new_state(batch, weight.dtype),
+            "*": lambda _: KV(weight.new_zeros(shape), weight.new_zeros(shape)),
+            "-": lambda _: None,
+            "E": lambda _: None,
+        }
+        kinds = zip(self.config.layers, self.layers, strict=True)
+        entries = [entries[kind](layer.mixer) for kind, layer in kinds]
+        return Cache(entries, batch, max_length, weight.device)
+
+    def forward(
+        self,
+        input_ids=None,
+        *,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """Logits of the token after each token: (b, t, vocab), float32.
+
+        input_ids (b, t), or inputs_embeds (b, t, m) in their place; attention_mask (b, t), 1 for a
+        token and 0 for padding on either side; position_ids change nothing, as no layer turns by
+        position. logits_to_keep=n gives the last n positions only.
+        With a cache the tokens follow those that it holds, and it holds them too afterwards.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
+        b, t, _ = x.shape
+        step = place(cache, attention_mask, b, t, x.device)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, step, None if cache is None else cache.entries[i])
+        if cache is not None:
+            cache.extend_by(step)
+        return self.lm_head(self.norm_f(x[:, -logits_to_keep:])).float()  # -0 keeps all
+
+
+# `architectures` in config.json -> class; the first where there is none.
+ARCHITECTURES = {"NemotronHForCausalLM": NemotronH}
+
+# Checkpoint name -> parameter name; {} is the layer, then the expert. A {} that only the parameter
+# has stands for the rows of a stacked tensor, None for a tensor that is left out.
+MIXER_NAMES = (
+    *("in_proj.weight", "in_proj.bias", "conv1d.weight", "conv1d.bias", "A_log", "D", "dt_bias"),
+    *("norm.weight", "out_proj.weight", "out_proj.bias"),
+    *("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
+    *("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
+    *("up_proj.weight", "down_proj.weight", "up_proj.bias", "down_proj.bias"),
+    *("gate.weight", "gate.e_score_correction_bias"),
+    *("experts.{}.up_proj.weight", "experts.{}.down_proj.weight"),
+    *("shared_experts.up_proj.weight", "shared_experts.down_proj.weight"),
+    *("shared_experts.up_proj.bias", "shared_experts.down_proj.bias"),
+    *("fc1_latent_proj.weight", "fc2_latent_proj.weight"),
+    *("fc1_latent_proj.bias", "fc2_latent_proj.bias"),
+)
+HUB_NAMES = {
+    "lm_head.weight": "lm_head.weight",
+    # transformers 5 stacks a layer's experts: (e, f, m) and (e, m, f).
+    "model.layers.{}.mixer.experts.up_proj": "layers.{}.mixer.experts.{}.up_proj.weight",
+    "model.layers.{}.mixer.experts.down_proj": "layers.{}.mixer.experts.{}.down_proj.weight",
+    "mtp.*": None,  # drafts several tokens ahead; the text is the same without
+}
+for decoder in ("backbone", "model"):  # on the Hub, in transformers 5
+    HUB_NAMES |= {
+        f"{decoder}.embeddings.weight": "embeddings.weight",
+        f"{decoder}.norm_f.weight": "norm_f.weight",
+        f"{decoder}.layers.{{}}.norm.weight": "layers.{}.norm.weight",
+    } | {f"{decoder}.layers.{{}}.mixer.{name}": f"layers.{{}}.mixer.{name}" for name in MIXER_NAMES}
