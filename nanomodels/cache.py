@@ -12,9 +12,13 @@ b batch, t tokens in this call, s columns seen so far, g key/value heads, d head
 """
 
 import copy
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 PADDING = -1
 
@@ -33,6 +37,10 @@ class KV:
         self.v[:, :, start:end] = v
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def held(self, length):
+        """Views of the first `length` columns, by name."""
+        return {"k": self.k[:, :, :length], "v": self.v[:, :, :length]}
+
     def reorder(self, rows):
         self.k, self.v = self.k[rows], self.v[rows]
 
@@ -41,7 +49,8 @@ class KV:
 class SSM:
     """What one Mamba-2 block keeps of a row: the last inputs of its convolution, and its state.
 
-    window (b, w-1, c), state (b, h, p, n) float32. Neither is ever written in place.
+    window (b, w-1, c), state (b, h, p, n) float32. A call makes new ones, so that one which is
+    interrupted leaves these as they were.
     """
 
     window: torch.Tensor
@@ -54,6 +63,10 @@ class SSM:
 
     def commit(self):
         (self.window, self.state), self.next = self.next, None
+
+    def held(self, _):
+        """Window and state, by name; they are of one size for any number of tokens."""
+        return {"window": self.window, "state": self.state}
 
     def reorder(self, rows):
         self.window, self.state = self.window[rows], self.state[rows]
@@ -104,11 +117,18 @@ class Cache:
             if entry is not None:
                 entry.reorder(rows)
 
+    @torch.inference_mode()
     def truncate(self, length):
         """Forget all but the first `length` tokens of every row.
 
-        Raises ValueError if length is negative or more than the longest row has.
+        Raises ValueError if length is negative or more than the longest row has, or if there is a
+        Mamba-2 block: what a state has taken in, it cannot give back.
         """
+        if any(isinstance(entry, SSM) for entry in self.entries):
+            raise ValueError(
+                "a cache with Mamba-2 states cannot be truncated; take a snapshot() where it may "
+                "have to go back to, and restore() that"
+            )
         longest = int(self.tokens.max())
         if not 0 <= length <= longest:
             raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
@@ -116,6 +136,78 @@ class Cache:
         self.tokens = self.tokens.clamp(max=length)
         used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
         self.length = int(used[-1]) + 1 if len(used) else 0
+
+    def held(self, length):
+        """Views of all that `length` columns are, by name."""
+        views = {"positions": self.positions[:, :length], "tokens": self.tokens}
+        for i, entry in enumerate(self.entries):
+            if entry is not None:
+                views |= {f"entries.{i}.{name}": view for name, view in entry.held(length).items()}
+        return views
+
+    def snapshot(self):
+        """All that the cache holds now, in memory of its own: {name: tensor}."""
+        views = self.held(self.length).items()
+        return {name: view.clone(memory_format=torch.contiguous_format) for name, view in views}
+
+    @torch.inference_mode()
+    def restore(self, snapshot):
+        """Go back to a snapshot: of this cache, or of another with such blocks and as many rows.
+
+        Raises ValueError if the snapshot does not fit, and then changes nothing.
+        """
+        length = snapshot["positions"].shape[1] if "positions" in snapshot else 0
+        if length > self.max_length:
+            raise ValueError(f"the snapshot has {length} columns, the cache {self.max_length}")
+        views = self.held(length)
+        found, wanted = (
+            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            for tensors in (snapshot, views)
+        )
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"the snapshot is of another model or batch: {name} is {found.get(name)}, "
+                    f"not {wanted.get(name)}"
+                )
+        for name, view in views.items():
+            view.copy_(snapshot[name])
+        self.length = length
+        self.ragged = bool((self.positions[:, :length] == PADDING).any())
+
+    def save(self, path, ids):
+        """Write what the cache holds to a safetensors file, with the ids that it stands for.
+
+        ids has a list of token ids for each row. Raises ValueError if their number is not the
+        cache's. The file appears only once it is whole.
+        """
+        given, held = [len(row) for row in ids], self.tokens[:, 0].tolist()
+        if given != held:
+            raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            save_file(self.snapshot(), partial, metadata={"ids": json.dumps(ids)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load(self, path):
+        """Take over what `save` wrote, for the same model; returns its ids, a list for each row.
+
+        Raises FileNotFoundError, or ValueError for a file that is not whole or does not fit.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                ids = json.loads((file.metadata() or {})["ids"])
+                snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a cache that was saved whole ({error})") from None
+        try:
+            self.restore(snapshot)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return ids
 
 
 def place(cache, attention_mask, batch, tokens, device):

@@ -4,7 +4,8 @@
     repeat:  token = sample(logits)
              logits = model(token, cache=cache)  one token a row, all before it from the cache
 
-Prompts of different lengths are padded on the left, so that all rows end at the same column.
+Prompts of different lengths are padded on the left, so that all rows end at the same column. A long
+prompt is fed in pieces, so that what a call needs beside the cache does not grow with it.
 """
 
 import secrets
@@ -13,6 +14,8 @@ from itertools import takewhile
 import torch
 
 from nanomodels.sampling import Sampler
+
+PIECE = 1024  # most columns of a prompt that one call is given
 
 
 def generate(
@@ -129,12 +132,15 @@ def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_
         for row, ids in zip(seen, prompts, strict=True):
             row[[i for i in ids if i < vocab_size]] = True
         seen = seen.repeat_interleave(num_samples, 0).to(device)
-    logits = model(
-        padded[:, cache.length :].to(device),
-        cache=cache,
-        attention_mask=None if real.all() else real.to(device),
-        logits_to_keep=1,
-    )[:, -1, :vocab_size]  # (b, vocab)
+    padded, real = padded.to(device), None if real.all() else real.to(device)
+    for start in range(cache.length, longest, PIECE):
+        columns = slice(start, start + PIECE)
+        logits = model(
+            padded[:, columns],
+            cache=cache,
+            attention_mask=None if real is None else real[:, columns],
+            logits_to_keep=1,
+        )[:, -1, :vocab_size]  # (b, vocab)
     if num_samples > 1:
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
         logits = logits[rows]
