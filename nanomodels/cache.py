@@ -187,7 +187,8 @@ class Cache:
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
         try:
-            save_file(self.snapshot(), partial, metadata={"ids": json.dumps(ids)})
+            ids = json.dumps([list(map(int, row)) for row in ids])
+            save_file(self.snapshot(), partial, metadata={"ids": ids})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from nanomodels.files import one_line, read_json
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h")
+LANGUAGE_MODEL = "language_model."  # begins its tensors in a multimodal checkpoint
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,12 +62,15 @@ def load(folder, device="cpu", dtype=None, progress=None):
 def read_hub(folder):
     """The model on the meta device, the name table and the mapped tensors of a Hub folder."""
     path = folder / "config.json"
-    hub = read_json(path)
+    whole = read_json(path)
+    # A multimodal checkpoint keeps the config of its language model under a key.
+    parts = (whole.get(key) for key in ("text_config", "llm_config", "language_config"))
+    hub = next((part for part in parts if isinstance(part, dict)), whole)
     model_type = hub.get("model_type")
     if model_type not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
         raise ValueError(f"{path}: model_type {model_type!r} is unknown; supported: {supported}")
-    if hub.get("quantization_config"):
+    if hub.get("quantization_config") or whole.get("quantization_config"):
         raise ValueError(f"{path}: quantization_config: quantised weights are not supported")
     architecture = importlib.import_module(f"nanomodels.{model_type}")
     classes = architecture.ARCHITECTURES
@@ -80,7 +84,12 @@ def read_hub(folder):
         raise ValueError(f"{path}: {error}") from None
     model = on_meta(classes[name], config)
     model.stop_ids = stop_ids(folder, hub)
-    return model, architecture.HUB_NAMES, read_safetensors(folder)
+    tensors, names = read_safetensors(folder), architecture.HUB_NAMES
+    if any(name.startswith(LANGUAGE_MODEL) for name in tensors):
+        names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
+        others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
+        names |= {f"{part}.*": None for part in others}
+    return model, names, tensors
 
 
 def read_nanochat(folder):

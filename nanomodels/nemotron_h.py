@@ -120,6 +120,8 @@ def config_from_hub(hub):
             raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {only!r}")
     if keys.value("sliding_window", None) is not None:
         raise ValueError(f"sliding_window {hub['sliding_window']!r} is not supported; only null is")
+    latent = hub.get("moe_latent_size")
+    latent = None if latent is None else keys.size("moe_latent_size", latent)
     config = Config(
         vocab_size=keys.size("vocab_size", 131072),
         hidden_size=keys.size("hidden_size", 4096),
@@ -146,7 +148,7 @@ def config_from_hub(hub):
         num_experts_per_tok=keys.size("num_experts_per_tok", 2),
         moe_intermediate_size=keys.size("moe_intermediate_size", 7688),
         moe_shared_expert_intermediate_size=keys.size("moe_shared_expert_intermediate_size", 7688),
-        moe_latent_size=hub.get("moe_latent_size") and keys.size("moe_latent_size", None),
+        moe_latent_size=latent,
         n_group=keys.size("n_group", 1),
         topk_group=keys.size("topk_group", 1),
         norm_topk_prob=keys.flag("norm_topk_prob", True),

@@ -1,15 +1,36 @@
-"""The cache: forks, reordering, cutting back, and what it refuses."""
+"""The cache: forks, reordering, cutting back, snapshots, files, and what it refuses."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
-from reference import random_nanochat
+from reference import random_nanochat, random_nemotron_h
+from safetensors.torch import load_file
 
 import nanomodels
+from nanomodels.cache import KV
+
+MAKE = {"nanochat": random_nanochat, "nemotron_h": random_nemotron_h}
+
+
+@pytest.fixture(scope="module", params=MAKE)
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    MAKE[request.param](8).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
+def model(folder):
+    """Keys and values alone, or with Mamba-2 windows and states beside them."""
+    return nanomodels.load(folder)
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory):
+    """A model of attention alone, whose cache can be cut back."""
+    folder = tmp_path_factory.mktemp("attention")
     random_nanochat(8).save_pretrained(folder)
     return nanomodels.load(folder)
 
@@ -40,11 +61,12 @@ def close(found, expected):
 
 def test_a_cache_is_allocated_once_at_the_length_asked_for(model):
     cache = model.new_cache(2, 50)
-    places = [entry.k.data_ptr() for entry in cache.entries]
+    entries = [entry for entry in cache.entries if isinstance(entry, KV)]
+    places = [entry.k.data_ptr() for entry in entries]
     for _ in range(5):
         model(tokens(model, 2, 10), cache=cache)
-    assert [entry.k.data_ptr() for entry in cache.entries] == places
-    assert {entry.v.shape[2] for entry in cache.entries} == {50}
+    assert [entry.k.data_ptr() for entry in entries] == places
+    assert {entry.v.shape[2] for entry in entries} == {50}
     assert cache.length == 50
 
 
@@ -72,24 +94,153 @@ def test_reordered_rows_go_on_as_the_rows_that_they_are(model):
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 7, 9])
-def test_a_truncated_cache_goes_on_from_there(model, length):
-    cache, rows = ragged(model)
+def test_a_truncated_cache_goes_on_from_there(attention, length):
+    cache, rows = ragged(attention)
     cache.truncate(length)
-    more = tokens(model, 3, 4, seed=3)
-    found = model(more, cache=cache)
+    more = tokens(attention, 3, 4, seed=3)
+    found = attention(more, cache=cache)
     for i, row in enumerate(rows):
-        close(found[i], model(torch.cat((row[:length], more[i]))[None], logits_to_keep=4)[0])
+        close(found[i], attention(torch.cat((row[:length], more[i]))[None], logits_to_keep=4)[0])
 
 
-def test_truncating_gives_back_the_room(model):
-    cache, ids = model.new_cache(1, 20), tokens(model, 1, 20)
-    full = model(ids, cache=cache)
+def test_truncating_gives_back_the_room(attention):
+    cache, ids = attention.new_cache(1, 20), tokens(attention, 1, 20)
+    full = attention(ids, cache=cache)
     cache.truncate(6)
     assert cache.length == 6
-    close(model(ids[:, 6:], cache=cache), full[:, 6:])
+    close(attention(ids[:, 6:], cache=cache), full[:, 6:])
     for length in (-1, 21):
         with pytest.raises(ValueError, match=f"a cache of 20 tokens a row to {length}"):
             cache.truncate(length)
+
+
+def test_a_mamba_state_is_not_truncated_but_restored(tmp_path):
+    """H21: to forget the state and keep the keys would go on with neither text."""
+    random_nemotron_h(8).save_pretrained(tmp_path)
+    model = nanomodels.load(tmp_path)
+    cache, ids = model.new_cache(1, 20), tokens(model, 1, 12)
+    model(ids, cache=cache)
+    with pytest.raises(ValueError, match=r"cannot be truncated; take a snapshot\(\)"):
+        cache.truncate(8)
+    close(model(ids[:, :3], cache=cache), model(torch.cat((ids, ids[:, :3]), 1), logits_to_keep=3))
+
+
+@pytest.mark.parametrize("suffix", [1, 2, 9])
+def test_conversations_from_one_snapshot_never_touch_each_other(model, suffix):
+    """H22: back to one snapshot again and again, with suffixes shorter than the convolution too."""
+    cache, rows = ragged(model)
+    snapshot = cache.snapshot()
+    kept = {name: tensor.clone() for name, tensor in snapshot.items()}
+    other = model.new_cache(3, 70)
+    for seed, place in ((1, cache), (2, cache), (3, other), (1, cache)):
+        more = tokens(model, 3, suffix, seed=seed)
+        place.restore(snapshot)
+        found = model(more, cache=place)
+        for i, row in enumerate(rows):
+            alone = model(torch.cat((row, more[i]))[None], logits_to_keep=suffix)[0]
+            close(found[i], alone)
+    assert all(torch.equal(snapshot[name], kept[name]) for name in kept)
+
+
+def test_a_snapshot_is_restored_after_rows_were_reordered(model):
+    cache, rows = ragged(model)
+    snapshot, more = cache.snapshot(), tokens(model, 3, 4)
+    cache.reorder([2, 2, 0])
+    model(more, cache=cache)
+    cache.restore(snapshot)
+    assert cache.length == 9 and cache.ragged
+    found = model(more, cache=cache)
+    for i, row in enumerate(rows):
+        close(found[i], model(torch.cat((row, more[i]))[None], logits_to_keep=4)[0])
+
+
+def test_a_snapshot_that_does_not_fit_is_refused_and_changes_nothing(model, attention, tmp_path):
+    cache, ids = model.new_cache(1, 12), tokens(model, 1, 12)
+    model(ids[:, :7], cache=cache)
+    long, two = model.new_cache(1, 30), model.new_cache(2, 12)
+    model(tokens(model, 1, 20), cache=long)
+    model(tokens(model, 2, 7), cache=two)
+    random_nanochat(11).save_pretrained(tmp_path)
+    stranger = nanomodels.load(tmp_path)
+    other = stranger.new_cache(1, 12)
+    stranger(tokens(stranger, 1, 7), cache=other)
+    for snapshot, message in (
+        (long.snapshot(), "has 20 columns, the cache 12"),
+        (two.snapshot(), "is of another model or batch"),
+        (other.snapshot(), "is of another model or batch"),
+        ({}, "is of another model or batch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cache.restore(snapshot)
+    close(model(ids[:, 7:], cache=cache), model(ids, logits_to_keep=5))
+
+
+READER = """
+import sys, torch, nanomodels
+from safetensors.torch import save_file
+folder, saved, out = sys.argv[1:]
+model = nanomodels.load(folder)
+cache = model.new_cache(3, 30)
+ids = cache.load(saved)
+with torch.inference_mode():
+    save_file({"logits": model(torch.tensor([[5], [6], [7]]), cache=cache)}, out)
+print(ids)
+"""
+
+
+def test_a_saved_cache_goes_on_in_another_process(model, folder, tmp_path):
+    cache, rows = ragged(model)
+    ids = [row.tolist() for row in rows]
+    cache.save(tmp_path / "saved", ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    command = [sys.executable, "-c", READER, folder, tmp_path / "saved", tmp_path / "out"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.strip() == str(ids)
+    found = load_file(tmp_path / "out")["logits"]
+    for i, row in enumerate(rows):
+        close(found[i], model(torch.cat((row, torch.tensor([5 + i])))[None], logits_to_keep=1)[0])
+
+
+def test_a_cache_file_that_is_not_whole_is_refused_and_changes_nothing(model, tmp_path):
+    cache, ids = model.new_cache(1, 12), tokens(model, 1, 12)
+    model(ids[:, :7], cache=cache)
+    path = tmp_path / "saved"
+    with pytest.raises(
+        ValueError, match=r"ids has \[6\] tokens in its rows; the cache holds \[7\]"
+    ):
+        cache.save(path, [[1] * 6])
+    assert not list(tmp_path.iterdir())
+    cache.save(path, ids[:, :7].tolist())
+    whole = path.read_bytes()
+    for wrong in (whole[:-9], whole[:20], b"", whole.replace(b'"ids"', b'"idz"')):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="saved: not a cache that was saved whole"):
+            cache.load(path)
+    with pytest.raises(FileNotFoundError):
+        cache.load(tmp_path / "nothing")
+    path.write_bytes(whole)
+    small = model.new_cache(1, 5)
+    with pytest.raises(ValueError, match="saved: the snapshot has 7 columns, the cache 5"):
+        small.load(path)
+    close(model(ids[:, 7:], cache=cache), model(ids, logits_to_keep=5))
+
+
+def test_a_save_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
+    cache, ids = model.new_cache(1, 12), tokens(model, 1, 7)
+    model(ids, cache=cache)
+    path = tmp_path / "saved"
+    cache.save(path, ids.tolist())
+    before = path.read_bytes()
+
+    def fail(tensors, partial, metadata):
+        partial.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("nanomodels.cache.save_file", fail)
+    with pytest.raises(OSError, match="no space"):
+        cache.save(path, ids.tolist())
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+    assert path.read_bytes() == before
 
 
 def test_more_tokens_than_fit_are_refused_and_change_nothing(model):
@@ -126,8 +277,7 @@ def test_other_rows_and_other_masks_are_refused(model):
         model(tokens(model, 2, 0), cache=cache)
 
 
-def test_the_cache_has_the_dtype_of_the_model(model, tmp_path):
-    random_nanochat(8).save_pretrained(tmp_path)
+def test_the_cache_has_the_dtype_of_the_model(folder):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        cache = nanomodels.load(tmp_path, dtype=dtype).new_cache(1, 4)
-        assert {entry.k.dtype for entry in cache.entries} == {dtype}
+        cache = nanomodels.load(folder, dtype=dtype).new_cache(1, 4)
+        assert {entry.k.dtype for entry in cache.entries if isinstance(entry, KV)} == {dtype}
