@@ -78,7 +78,7 @@ class Step:
 
     start: int  # the first column that they take
     positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
-    # (b or 1, 1, t, s) True where a token may look; None: t == 1, or plain causal with t == s.
+    # (b, 1, t, s) True where a token may look; None: each at all before it and at itself.
     mask: torch.Tensor | None
     real: torch.Tensor | None  # (b, t) False for padding; None: all are tokens
 
@@ -246,18 +246,13 @@ def place(cache, attention_mask, batch, tokens, device):
     else:
         real = attention_mask.to(device) != 0
         positions = (before + real.cumsum(1) - 1).masked_fill(~real, PADDING)  # (b, t)
-    seen = positions
     if cache is not None:
         cache.ragged = ragged
         cache.positions[:, start:end] = positions
-        seen = cache.positions[:, :end]  # (b, s)
-
-    if not ragged and (start == 0 or tokens == 1):
+    if not ragged:
         return Step(start, positions, None, real)
-    if not ragged:  # all rows alike
-        seen, query = seen[:1, None, :], positions[:1, :, None]
-    else:
-        seen, query = seen[:, None, :], positions[:, :, None]
+    seen = (positions if cache is None else cache.positions[:, :end])[:, None, :]
+    query = positions[:, :, None]
     mask = (seen <= query) & (seen != PADDING)  # (b, t, s)
     # A padding query looks at everything: its output is unread, but a softmax over nothing is nan.
     return Step(start, positions, (mask | (query == PADDING))[:, None], real)

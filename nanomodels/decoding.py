@@ -15,7 +15,7 @@ import torch
 
 from nanomodels.sampling import Sampler
 
-PIECE = 1024  # most columns of a prompt that one call is given
+PIECE = 512  # most columns of a prompt that one call is given
 
 
 def generate(
@@ -163,25 +163,36 @@ def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_
             logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1, :vocab_size]
 
 
+# Special tokens without which a text makes no sense; all others are left out of it.
+OPEN, CLOSE = "<think>", "</think>"
+MARKUP = (OPEN, CLOSE, "<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>")
+
+
 class TextStream:
     """Tokens in, text out as soon as it is certain: whole characters, and no part of a stop string.
 
     stop is a list of strings; the text ends before the first that appears, and `stopped` says so.
+    With a Splitter the text is the answer alone, and stop strings count from its beginning on.
     """
 
-    def __init__(self, tokenizer, stop=()):
-        self.decoder = tokenizer.stream()
+    def __init__(self, tokenizer, stop=(), splitter=None):
+        self.decoder = tokenizer.stream(keep=MARKUP)
+        self.splitter = splitter
         self.stop = [text for text in stop if text]
         self.held = ""  # may yet become a stop string
         self.stopped = False
 
     def push(self, token):
         """The text that is certain now that `token` has come."""
-        return self.release(self.decoder.push(token))
+        text = self.decoder.push(token)
+        return self.release(self.splitter.push(text) if self.splitter else text)
 
     def finish(self):
         """The rest, once no token is to come."""
-        text = self.release(self.decoder.finish())
+        text = self.decoder.finish()
+        if self.splitter:
+            text = self.splitter.push(text) + self.splitter.finish()
+        text = self.release(text)
         text, self.held = text + self.held, ""
         return text
 
@@ -194,16 +205,59 @@ class TextStream:
             self.stopped = True
             text, self.held = self.held[: min(starts)], ""
             return text
-        # Hold the longest end that is the beginning of a stop string.
-        keep = max(
-            (
-                n
-                for stop in self.stop
-                for n in range(1, min(len(stop), len(self.held) + 1))
-                if self.held.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        cut = len(self.held) - keep
+        cut = len(self.held) - begun(self.held, self.stop)
         text, self.held = self.held[:cut], self.held[cut:]
         return text
+
+
+def begun(text, marks):
+    """The length of the longest end of a text that is the beginning, but no more, of a mark."""
+    lengths = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
+    return max(lengths, default=0)
+
+
+class Splitter:
+    """Text in, the answer's part of it out; what the model thinks before it goes to `reasoning`.
+
+    A text is reasoning up to </think> if it begins with <think>, or if that stands in the prompt
+    already (opened); the white space behind </think> belongs to neither. `state` is "start",
+    "reasoning", "gap" or "answer"; one that is "reasoning" at the end has no answer.
+    """
+
+    def __init__(self, opened=False):
+        self.state = "reasoning" if opened else "start"
+        self.reasoning = ""  # so far
+        self.held = ""  # may yet become a mark
+
+    def push(self, text):
+        """The part of the answer that is certain now that `text` has come."""
+        self.held += text
+        if self.state == "start":
+            start = self.held.lstrip()
+            if start.startswith(OPEN):
+                self.state, self.held = "reasoning", start.removeprefix(OPEN)
+            elif not OPEN.startswith(start):
+                self.state = "answer"
+        if self.state == "reasoning":
+            before, mark, after = self.held.partition(CLOSE)
+            if mark:
+                self.state = "gap"
+            else:
+                cut = len(self.held) - begun(self.held, [CLOSE])
+                before, after = self.held[:cut], self.held[cut:]
+            self.reasoning, self.held = self.reasoning + before, after
+        if self.state == "gap":
+            self.held = self.held.lstrip()
+            if self.held:
+                self.state = "answer"
+        if self.state != "answer":
+            return ""
+        text, self.held = self.held, ""
+        return text
+
+    def finish(self):
+        """The rest of the answer, once no text is to come."""
+        rest, self.held = self.held, ""
+        if self.state == "reasoning":
+            self.reasoning, rest = self.reasoning + rest, ""
+        return rest

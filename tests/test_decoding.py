@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from reference import random_nanochat
+from test_tokenizer import family_131072
 from transformers.generation import logits_process as theirs
 
 import nanomodels
-from nanomodels.decoding import TextStream
+from nanomodels.decoding import Splitter, TextStream
 from nanomodels.sampling import Sampler, draw
+from nanomodels.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 
@@ -254,7 +256,7 @@ def test_a_tiny_temperature_is_greedy_and_never_overflows():
 class Letters:
     """A tokenizer whose ids are the letters' code points."""
 
-    def stream(self):
+    def stream(self, keep):
         return self
 
     def push(self, token):
@@ -281,3 +283,74 @@ def test_text_ends_before_the_first_stop_string_and_never_shows_part_of_it(text,
     else:
         assert shown == text
         assert not stream.stopped
+
+
+def split(text, opened):
+    """What a Splitter has to give for a whole text: reasoning, answer, and whether that began."""
+    if not opened:
+        if not text.lstrip().startswith("<think>"):
+            return "", text, True
+        text = text.lstrip().removeprefix("<think>")
+    reasoning, mark, answer = text.partition("</think>")
+    return reasoning, answer.lstrip(), mark != ""
+
+
+MARKS = ["<think>", "</think>", "<", "</", "thi", "nk>", " ", "\n", "a", "é🙂", "<tool_call>"]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(MARKS), max_size=12).map("".join), st.booleans(), st.data())
+def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opened, data):
+    reasoning, answer, answered = split(text, opened)
+    splitter, shown, rest = Splitter(opened), "", text
+    while rest:
+        size = data.draw(st.integers(1, 4))
+        shown += splitter.push(rest[:size])
+        rest = rest[size:]
+        assert answer.startswith(shown)
+        assert reasoning.startswith(splitter.reasoning)
+    shown += splitter.finish()
+    assert (splitter.reasoning, shown, splitter.state != "reasoning") == (
+        reasoning, answer, answered
+    )  # fmt: skip
+
+
+def test_reasoning_and_answer_come_as_soon_as_they_are_certain():
+    splitter = Splitter(opened=True)
+    said = []
+    for piece in ("ab", "c<", "/th", "x ", "</thin", "k>", "\n", " d", " </think>"):
+        said.append((splitter.push(piece), splitter.reasoning))
+    assert [answer for answer, _ in said] == ["", "", "", "", "", "", "", "d", " </think>"]
+    thought = ["ab", "abc", "abc", "abc</thx ", *["abc</thx "] * 5]
+    assert [reasoning for _, reasoning in said] == thought
+    splitter = Splitter()
+    assert [splitter.push(piece) for piece in (" ", "<th", "at", "<think>")] == [
+        "", "", " <that", "<think>"
+    ]  # fmt: skip
+
+
+def test_a_stop_string_counts_in_the_answer_alone():
+    stream = TextStream(Letters(), ["."], Splitter(opened=True))
+    text = "".join(stream.push(ord(letter)) for letter in "One. Two.</think> Three. Four.")
+    assert (text, stream.splitter.reasoning, stream.stopped) == ("Three", "One. Two.", True)
+
+
+def test_a_text_that_ends_within_a_mark_keeps_it():
+    for opened, text, reasoning, answer in (
+        (False, " <thi", "", " <thi"),
+        (True, "a</th", "a</th", ""),
+    ):
+        stream = TextStream(Letters(), ["x"], Splitter(opened))
+        assert "".join(map(stream.push, map(ord, text))) == ""
+        assert (stream.finish(), stream.splitter.reasoning) == (answer, reasoning)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_of_reasoning_is_seen_as_one_token_or_as_several(tmp_path, special):
+    tokenizer = Tokenizer.load(family_131072(tmp_path, "nemotron-3"))
+    ids = tokenizer.encode("é<SPECIAL_99></think>\n\n日本<tool_call>x", special=special)
+    assert (13 in ids) == special
+    stream = TextStream(tokenizer, (), Splitter(opened=True))
+    text = "".join([*map(stream.push, ids), stream.finish()])
+    assert text == "日本<tool_call>x"
+    assert stream.splitter.reasoning == ("é" if special else "é<SPECIAL_99>")
