@@ -4,6 +4,7 @@
 Text goes to stdout as it comes, numbers to stderr. The prompt is the argument, or standard input
 where that is piped, or each line of --prompt-file; without any, on a terminal, a chat begins.
 A checkpoint with a chat template answers the prompt as a user's message; --raw continues the text.
+What a model thinks before it answers goes to stderr, too, or into the "reasoning" of --json.
 """
 
 import argparse
@@ -14,14 +15,15 @@ import secrets
 import signal
 import sys
 import time
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 
-from nanomodels.files import one_line, read_text
+from nanomodels.files import one_line, read_json, read_text
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
   python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
+  python generate.py --model weights/nemotron-h-tiny --no-think "Hello!"
   python generate.py --prompt-file questions.txt --json > answers.jsonl
   echo "Tell me a joke." | python generate.py --quiet
 
@@ -61,6 +63,10 @@ def parse_arguments(argv):
     add("--model", type=Path, default=default, metavar="FOLDER", help="checkpoint [nanochat-tiny]")
     add("--raw", action="store_true", help="continue the text as it is, without a chat template")
     add("--system", metavar="TEXT", help="system message that a chat begins with")
+    thinking = parser.add_mutually_exclusive_group().add_argument
+    thinking("--think", action="store_true", default=None, help="reason before the answer")
+    thinking("--no-think", action="store_false", dest="think", help="do not reason first")
+    add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
     add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
     add("--max-new-tokens", type=int, metavar="N", help="at most so many tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
@@ -79,7 +85,7 @@ def parse_arguments(argv):
         help="of the weights [auto: the checkpoint's]",
     )
     add("--json", action="store_true", help="one JSON object a text, one a line")
-    add("--quiet", action="store_true", help="no numbers on stderr")
+    add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
     return parser.parse_args(argv)
 
 
@@ -119,7 +125,6 @@ def run(args):
     import torch
 
     from nanomodels import Tokenizer, load
-    from nanomodels.files import read_json
     from nanomodels.sampling import Sampler
 
     device = args.device
@@ -154,26 +159,26 @@ def run(args):
             f"{str(weight.dtype)[6:]}",
             f"{weight.device}",
         )
-    chat = tokenizer.chat_template is not None and not args.raw
-    if args.system is not None and not chat:
-        raise ValueError("--system needs a chat template, and there is none in use")
+    chat = None if args.raw or tokenizer.chat_template is None else Chat(args, tokenizer)
+    for option in ("system", "think", "tools"):
+        if chat is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option} needs a chat template, and there is none in use")
     if prompts is None:
         if not chat:
             raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
         if args.json or args.num_samples != 1:
             raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-        converse(args, model, tokenizer, settings)
+        converse(args, model, tokenizer, settings, chat)
         return
-    encoded = [encode(args, tokenizer, prompt, chat) for prompt in prompts]
-    for number, ids in enumerate(encoded, 1):
-        if len(ids) > model.context_length:
+    prompts = [encode(tokenizer, text, chat) for text in prompts]
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt.ids) > model.context_length:
             raise ValueError(
-                f"prompt {number} of {len(prompts)} has {len(ids)} tokens; the model's context "
-                f"holds {model.context_length}"
+                f"prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the model's "
+                f"context holds {model.context_length}"
             )
     for first in range(0, len(prompts), BATCH):
-        some = slice(first, first + BATCH)
-        complete(args, model, tokenizer, settings, prompts[some], encoded[some])
+        complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
 
 
 def read_prompts(args):
@@ -234,26 +239,82 @@ def generation_settings(args, config):
     return settings
 
 
-def encode(args, tokenizer, prompt, chat):
-    """The ids that the model is given for a prompt, as a user's message or as plain text."""
+@dataclass
+class Prompt:
+    """What the model is given."""
+
+    text: str  # as the user wrote it
+    ids: list
+    # Whether the ids end in <think>, so that the model goes on with its reasoning; None: no chat.
+    thinking: bool | None
+
+
+def encode(tokenizer, text, chat):
+    """The Prompt of a text: by a Chat as a user's message, without one as it is."""
     if chat:
-        system = [] if args.system is None else [{"role": "system", "content": args.system}]
-        return tokenizer.encode_chat([*system, {"role": "user", "content": prompt}])
-    ids = tokenizer.encode(prompt)
+        return chat.encode([{"role": "user", "content": text}])
+    ids = tokenizer.encode(text)
     # nanochat met no text without <|bos|> in training, though its own tokenizer adds none.
     bos = tokenizer.special_ids.get("<|bos|>")
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+    return Prompt(text, ids if bos is None or ids[:1] == [bos] else [bos, *ids], None)
+
+
+class Chat:
+    """Messages to prompts: the checkpoint's chat template with --system, --think and --tools.
+
+    Raises ValueError where the template does not know what is asked for.
+    """
+
+    def __init__(self, args, tokenizer):
+        template = tokenizer.chat_template
+        self.tokenizer = tokenizer
+        self.system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        self.variables = {}
+        self.switch = ""  # what the last user's message ends in
+        if args.tools is not None:
+            if "tools" not in template:
+                raise ValueError(f"--tools: the chat template of {args.model} knows no tools")
+            self.variables["tools"] = read_tools(args.tools)
+        if args.think is not None and "enable_thinking" in template:
+            self.variables["enable_thinking"] = args.think
+        elif args.think is not None and "/no_think" in template:
+            self.switch = " /think" if args.think else " /no_think"
+        elif args.think is not None:
+            option = "--think" if args.think else "--no-think"
+            raise ValueError(f"{option}: the chat template of {args.model} knows no such switch")
+
+    def encode(self, turns, **variables):
+        """The Prompt of a chat whose last turn is the user's."""
+        *before, last = self.system + turns
+        messages = [*before, last | {"content": last["content"] + self.switch}]
+        text = self.tokenizer.render_chat(messages, **self.variables | variables)
+        ids = self.tokenizer.encode(text, add_bos=False, special=True)  # the template has the BOS
+        return Prompt(last["content"], ids, text.rstrip().endswith("<think>"))
+
+
+def read_tools(path):
+    """The tools of a JSON file, as the templates on the Hub expect them."""
+    tools = read_json(path, list)
+    for n, tool in enumerate(tools, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(
+                f"{path}: entry {n} is no tool; each must be an object with a name, as "
+                '{"name": ..., "description": ..., "parameters": {...}}'
+            )
+    return [t if "function" in t else {"type": "function", "function": t} for t in tools]
 
 
 class Row:
     """One text in the making."""
 
-    def __init__(self, tokenizer, stop, room):
-        from nanomodels.decoding import TextStream
+    def __init__(self, tokenizer, stop, prompt, room):
+        from nanomodels.decoding import Splitter, TextStream
 
         self.room = room  # tokens until the context is full
-        self.stream = TextStream(tokenizer, stop)
-        self.text = ""
+        self.splitter = None if prompt.thinking is None else Splitter(prompt.thinking)
+        self.stream = TextStream(tokenizer, stop, self.splitter)
+        self.text = ""  # of the answer
         self.tokens = []
         self.finish_reason = None  # "stop", "length", "context" or "interrupted"
 
@@ -279,9 +340,48 @@ class Row:
         self.text += text
         return text
 
+    @property
+    def reasoning(self):
+        """What the model thought before its answer; None for nothing."""
+        return (self.splitter and self.splitter.reasoning.strip()) or None
 
-def produce(rows, steps, max_new_tokens, meter, write):
-    """Run the iterator `steps` into `rows`; write(text) gets the first row's text as it comes.
+    @property
+    def answered(self):
+        """Whether the text has come to an answer."""
+        return self.splitter is None or self.splitter.state != "reasoning"
+
+
+class Screen:
+    """Shows one row as it comes: the answer on stdout, and its reasoning, if asked, on stderr."""
+
+    def __init__(self, reasoning):
+        self.reasoning = reasoning  # whether to show it
+        self.shown = 0  # characters of the reasoning
+        self.closed = False
+
+    def show(self, row, text):
+        """text is what has come of the answer."""
+        if self.reasoning and row.reasoning and not self.closed:
+            if self.shown == 0:
+                say("<think>")
+            so_far = row.splitter.reasoning.lstrip()
+            say(so_far[self.shown :], end="")
+            self.shown = len(so_far)
+            self.closed = row.answered or row.finish_reason is not None
+            if self.closed:
+                say(("" if so_far.endswith("\n") else "\n") + ("</think>" if row.answered else ""))
+        write(text)
+
+
+def report_unanswered(rows):
+    """One line for the texts that are all reasoning, though nobody interrupted them."""
+    if count := sum(not row.answered and row.finish_reason != "interrupted" for row in rows):
+        which = "the text" if len(rows) == 1 else f"{count} of {len(rows)} texts"
+        say(f"({which} ended before the answer, within the reasoning; see --max-new-tokens)")
+
+
+def produce(rows, steps, max_new_tokens, meter, show):
+    """Run the iterator `steps` into `rows`; show(row, text) is for the first one, as it comes.
 
     Ctrl-C ends the texts where they are. Returns whether it was pressed.
     """
@@ -290,7 +390,7 @@ def produce(rows, steps, max_new_tokens, meter, write):
         for step in steps:
             meter.step()
             pieces = [row.push(token) for row, token in zip(rows, step, strict=True)]
-            write(pieces[0])
+            show(rows[0], pieces[0])
             if all(row.finish_reason for row in rows):
                 break
     except KeyboardInterrupt:
@@ -299,31 +399,35 @@ def produce(rows, steps, max_new_tokens, meter, write):
         limit = "length" if len(row.tokens) == max_new_tokens else "context"
         text = row.finish("interrupted" if interrupted else limit)
         if row is rows[0]:
-            write(text)
+            show(row, text)
     return interrupted
 
 
-def complete(args, model, tokenizer, settings, prompts, encoded):
+def complete(args, model, tokenizer, settings, prompts):
     """Write the texts for some prompts: one alone as it comes, several when all are whole."""
     from nanomodels import generate_batch
 
     samples = args.num_samples
-    rooms = [model.context_length + 1 - len(ids) for ids in encoded for _ in range(samples)]
-    rows = [Row(tokenizer, args.stop, room) for room in rooms]
+    encoded = [prompt.ids for prompt in prompts]
+    rows = [
+        Row(tokenizer, args.stop, prompt, model.context_length + 1 - len(prompt.ids))
+        for prompt in prompts
+        for _ in range(samples)
+    ]
     alone = len(rows) == 1 and not args.json
     steps = generate_batch(model, encoded, num_samples=samples, **settings)
     meter = Meter(args, model, sum(map(len, encoded)))
-    interrupted = produce(
-        rows, steps, settings["max_new_tokens"], meter, write if alone else lambda text: None
-    )
+    show = Screen(not args.quiet).show if alone else lambda row, text: None
+    interrupted = produce(rows, steps, settings["max_new_tokens"], meter, show)
     if alone:
         write("\n")
     for n, row in enumerate(rows):
         prompt, sample = divmod(n, samples)
         if args.json:
             fields = {
-                "prompt": prompts[prompt],
+                "prompt": prompts[prompt].text,
                 "sample": sample,
+                "reasoning": row.reasoning,
                 "text": row.text,
                 "finish_reason": row.finish_reason,
                 "prompt_tokens": len(encoded[prompt]),
@@ -332,23 +436,62 @@ def complete(args, model, tokenizer, settings, prompts, encoded):
             }
             write(json.dumps(fields, ensure_ascii=False) + "\n")
         elif not alone:
-            write(row.text + "\n")
+            Screen(not args.quiet).show(row, row.text + "\n")
+    report_unanswered(rows)
     meter.report(sum(len(row.tokens) for row in rows), settings)
     if interrupted:
         raise KeyboardInterrupt
 
 
-def converse(args, model, tokenizer, settings):
+class Memory:
+    """The cache of a chat, and the ids that it holds.
+
+    A turn goes on from them where its prompt begins with them. A template may leave the reasoning
+    out of earlier answers, though, or give an answer other tokens than it came in; then the cache
+    goes back to where the last message of the user ended, or else to the beginning.
+    """
+
+    def __init__(self, model):
+        self.model, self.cache = model, model.new_cache(1, 0)
+        self.ids = []
+        self.marks = [([], self.cache.snapshot())]  # where to go back to, the latest last
+
+    def prepare(self, ids, max_length):
+        """Keep what `ids` begin with, and make room for max_length tokens."""
+        if max_length > self.cache.max_length:
+            larger = self.model.new_cache(1, min(2 * max_length, self.model.context_length))
+            larger.restore(self.cache.snapshot())
+            self.cache = larger
+        if not continues(ids, self.ids):
+            while not continues(ids, self.marks[-1][0]):
+                self.marks.pop()
+            self.ids, snapshot = self.marks[-1]
+            self.cache.restore(snapshot)
+
+    def steps(self, ids, message, settings):
+        """The steps of an answer to `ids`, which begin with the ids of the user's message."""
+        from nanomodels import generate, generate_batch
+
+        if continues(ids, message) and len(message) > self.cache.length:
+            list(generate(self.model, message, max_new_tokens=1, cache=self.cache))  # feeds it
+            self.marks[1:] = [(message, self.cache.snapshot())]
+        yield from generate_batch(self.model, [ids], cache=self.cache, **settings)
+
+
+def continues(ids, start):
+    """Whether there are more ids, and `start` are the first of them."""
+    return len(ids) > len(start) and ids[: len(start)] == start
+
+
+def converse(args, model, tokenizer, settings, chat):
     """A chat on the terminal; each turn feeds what the cache does not hold yet."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (line editing for input())
-    from nanomodels import generate_batch
 
     if not args.quiet:
         say("Chat: an empty line, Ctrl-D or Ctrl-C ends it.")
-    system = [] if args.system is None else [{"role": "system", "content": args.system}]
     turns = []
-    held, cache = [], model.new_cache(1, 0)  # the ids that the cache holds
+    memory = Memory(model)
     while True:
         try:
             text = input("> " if sys.stdout.isatty() else "")
@@ -361,29 +504,28 @@ def converse(args, model, tokenizer, settings):
         if not text.strip():
             return
         turns.append({"role": "user", "content": text})
-        ids = tokenizer.encode_chat(system + turns)
+        prompt = chat.encode(turns)
         room = min(settings["max_new_tokens"], model.context_length // 4)  # for the answer
-        while len(ids) + room > model.context_length and len(turns) > 1:
+        while len(prompt.ids) + room > model.context_length and len(turns) > 1:
             say("(the context is full: the oldest turn is forgotten)")
             del turns[:2]
-            ids = tokenizer.encode_chat(system + turns)
+            prompt = chat.encode(turns)
+        ids = prompt.ids
         if len(ids) > model.context_length:
             say(f"(that is longer than the context, {model.context_length} tokens)")
             turns.pop()
             continue
-        needed = min(len(ids) + settings["max_new_tokens"], model.context_length)
-        if needed > cache.max_length:
-            held, cache = [], model.new_cache(1, min(2 * needed, model.context_length))
-        pairs = zip(held, ids, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        cache.truncate(min(same, len(ids) - 1))
-        row = Row(tokenizer, args.stop, model.context_length + 1 - len(ids))
-        meter = Meter(args, model, len(ids) - cache.length)
-        steps = generate_batch(model, [ids], cache=cache, **settings)
-        produce([row], steps, settings["max_new_tokens"], meter, write)
+        memory.prepare(ids, min(len(ids) + settings["max_new_tokens"], model.context_length))
+        row = Row(tokenizer, args.stop, prompt, model.context_length + 1 - len(ids))
+        meter = Meter(args, model, len(ids) - memory.cache.length)
+        message = chat.encode(turns, add_generation_prompt=False).ids
+        steps = memory.steps(ids, message, settings)
+        screen = Screen(not args.quiet)
+        produce([row], steps, settings["max_new_tokens"], meter, screen.show)
         write("\n")
-        held = (ids + row.tokens)[: cache.length]
-        turns.append({"role": "assistant", "content": row.text})
+        memory.ids = (ids + row.tokens)[: memory.cache.length]
+        turns.append({"role": "assistant", "content": row.text, "reasoning_content": row.reasoning})
+        report_unanswered([row])
         meter.report(len(row.tokens), settings)
         if row.finish_reason == "context":
             say("(the context is full: the answer is cut off)")

@@ -13,15 +13,16 @@ def read_text(path):
         raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
 
 
-def read_json(path):
-    """The object that a JSON file holds."""
+def read_json(path, kind=dict):
+    """The object, or with kind=list the list, that a JSON file holds."""
     text = read_text(path)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
+    if not isinstance(content, kind):
+        wanted = {dict: "object", list: "list"}[kind]
+        raise ValueError(f"{path}: must hold a JSON {wanted}, holds a {type(content).__name__}")
     return content
 
 

@@ -91,17 +91,19 @@ class SentencePiece(Tokenizer):
         stream = self.stream(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.finish()])
 
-    def stream(self, *, skip_special=True):
-        """Start a stream: the same text as `decode`, one id at a time."""
-        return self._new_stream(self, skip_special)
+    def _stream(self, hidden):
+        return self._new_stream(self, hidden)
 
 
 class ModelStream:
     """Ids in, text out, as sentencepiece decodes: each wrong byte is a U+FFFD of its own."""
 
-    def __init__(self, tokenizer, skip_special, *, drop):
-        """drop: how many ▁ go where nothing stands before them: 0, 1, or math.inf (1 a piece)."""
-        self._tokenizer, self._skip_special, self._drop = tokenizer, skip_special, drop
+    def __init__(self, tokenizer, hidden, *, drop):
+        """hidden: the ids to leave out.
+
+        drop: how many ▁ go where nothing stands before them: 0, 1, or math.inf (1 a piece).
+        """
+        self._tokenizer, self._hidden, self._drop = tokenizer, hidden, drop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def push(self, token):
@@ -111,8 +113,7 @@ class ModelStream:
         if token in tokenizer._byte_of:
             return self._show(self._utf8.decode(spelled))
         before = self.finish()
-        hidden = self._skip_special and token in tokenizer._special
-        piece = "" if hidden else tokenizer._texts[token]
+        piece = "" if token in self._hidden else tokenizer._texts[token]
         if self._drop and piece.startswith(BAR):
             piece, self._drop = piece[1:], self._drop - 1
         return before + self._show(piece.replace(BAR, " "))
@@ -132,16 +133,19 @@ class HubStream:
     So a run of `<0xXX>` pieces is given out when it has ended.
     """
 
-    def __init__(self, tokenizer, skip_special, *, strip, drop):
-        """strip: how many spaces to take off the text; drop: whether its first piece has no ▁."""
-        self._tokenizer, self._skip_special = tokenizer, skip_special
+    def __init__(self, tokenizer, hidden, *, strip, drop):
+        """hidden: the ids to leave out.
+
+        strip: how many spaces to take off the text; drop: whether its first piece has no ▁.
+        """
+        self._tokenizer, self._hidden = tokenizer, hidden
         self._strip, self._drop, self._run = strip, drop, bytearray()
 
     def push(self, token):
         """Take one id, give the text that it completes: "" for a byte."""
         tokenizer = self._tokenizer
         spelled = tokenizer.token_bytes(token)  # refuses an unknown id
-        if self._skip_special and token in tokenizer._special:
+        if token in self._hidden:
             return ""
         space, self._drop = "" if self._drop else " ", False
         if token in tokenizer._byte_of:

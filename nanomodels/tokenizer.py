@@ -214,9 +214,16 @@ class Tokenizer:
             errors="replace"
         )
 
-    def stream(self, *, skip_special=True):
-        """Start a `Stream`: the same text as `decode`, one id at a time."""
-        return Stream(self, skip_special)
+    def stream(self, *, skip_special=True, keep=()):
+        """Start a `Stream`: the same text as `decode`, one id at a time.
+
+        keep: names of special tokens that skip_special does not leave out.
+        """
+        shown = {self.special_ids.get(name) for name in keep}
+        return self._stream(self._special - shown if skip_special else frozenset())
+
+    def _stream(self, hidden):
+        return Stream(self, hidden)
 
     def render_chat(
         self, messages, *, tools=None, documents=None, add_generation_prompt=True, **variables
@@ -247,13 +254,14 @@ def find(tokens):
 class Stream:
     """Ids in, text out: the text that is complete so far. All of it together is `decode`'s."""
 
-    def __init__(self, tokenizer, skip_special):
-        self._tokenizer, self._skip_special = tokenizer, skip_special
+    def __init__(self, tokenizer, hidden):
+        """hidden: the ids to leave out."""
+        self._tokenizer, self._hidden = tokenizer, hidden
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token):
         """Take one id, give the text that it completes: "" within a character."""
-        if self._skip_special and token in self._tokenizer._special:
+        if token in self._hidden:
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(token))
 

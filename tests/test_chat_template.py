@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
-from test_tokenizer import added, trained, write
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tokenizer import CALM, added, family_131072, trained, write
 from transformers import PreTrainedTokenizerFast
 
 from nanomodels.chat import NANOCHAT_TEMPLATE
 from nanomodels.tokenizer import Tokenizer
 
-NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+DATA = Path(__file__).parent / "data"
+NANOCHAT = DATA / "nanochat-2025-10-16"
 CHATML = """{{ bos_token }}
 {% for message in messages %}
     {% if loop.first and message.role != 'system' %}
@@ -287,3 +290,169 @@ def test_names_in_messages_become_tokens_as_in_transformers(tmp_path):
     reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ids = reference.apply_chat_template(chat, return_dict=False)
     assert Tokenizer.load(tmp_path).encode_chat(chat) == ids
+
+
+# --- the templates of Nemotron Nano v2 and Nemotron 3 ---
+
+FAMILIES = ("nano-v2", "nemotron-3")
+STREET = {
+    "name": "straße",
+    "description": "  Finds a <street> & its ZIP 🙂\n",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "description": " Which? \n", "minLength": 1},
+            "kind": {"type": ["string", "null"], "enum": ["allée", "rue", None], "default": None},
+            "at": {"type": "object", "properties": {"x": {"type": "number"}}, "extra": [1, "é"]},
+            "anything": {},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+CLOCK = {"type": "function", "function": {"name": "clock", "description": "The time"}}
+TEXTS = st.sampled_from(
+    [
+        "",
+        " ",
+        "Hi",
+        " Où?\n",
+        '7 < 8 & "9"',
+        "日本 🙂\n\n",
+        "a /think",
+        "/no_think",
+        "/think/no_think",
+    ]
+)
+ANSWERS = TEXTS | st.sampled_from(
+    [
+        "<think>why</think>because",
+        "<think>\nwhy\n</think>\n\n yes ",
+        "<think></think>",
+        "</think> late",
+        "early <think> no",
+        "<think>a</think>b<think>c</think> d",
+        "<think>a</think>b<think>c",
+    ]
+)
+ARGUMENTS = [{}, {"name": "Große Straße", "n": 3}, {"at": {"x": [1, None]}, "on": True, "l": ["é"]}]
+CALLS = st.builds(
+    lambda name, arguments: {"name": name, "arguments": arguments},
+    st.sampled_from(["straße", "clock"]),
+    st.sampled_from(ARGUMENTS),
+)
+CALLS |= CALLS.map(lambda call: {"type": "function", "function": call})
+
+
+@st.composite
+def exchanges(draw):
+    """A user's message and what follows until the next: answers, calls of tools, their results."""
+    messages = [{"role": "user", "content": draw(TEXTS)}]
+    for _ in range(draw(st.integers(0, 3))):
+        answer = {"role": "assistant", "content": draw(st.none() | ANSWERS)}
+        if draw(st.booleans()):
+            answer["reasoning_content"] = draw(st.none() | TEXTS)
+        if draw(st.booleans()):
+            answer["tool_calls"] = draw(st.lists(CALLS, max_size=2))
+        results = draw(st.lists(TEXTS, max_size=2))
+        messages += [answer, *({"role": "tool", "content": text} for text in results)]
+    return messages
+
+
+CONVERSATIONS = st.builds(
+    lambda system, parts: sum(parts, system),
+    st.just([]) | TEXTS.map(lambda text: [{"role": "system", "content": text}]),
+    st.lists(exchanges(), min_size=1, max_size=3),
+)
+VARIABLES = st.fixed_dictionaries(
+    {"add_generation_prompt": st.booleans()},
+    optional={
+        "enable_thinking": st.booleans(),
+        "truncate_history_thinking": st.booleans(),
+        "tools": st.sampled_from([None, [], [STREET], [CLOCK, STREET], [CLOCK]]),
+    },
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """Our tokenizer and transformers' of a family, from one folder."""
+    folder = family_131072(tmp_path_factory.mktemp("family"), request.param)
+    return Tokenizer.load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@CALM
+@given(messages=CONVERSATIONS, variables=VARIABLES)
+def test_a_nemotron_chat_is_rendered_as_transformers_renders_it(family, messages, variables):
+    ours, reference = family
+    expected = reference.apply_chat_template(messages, tokenize=False, **variables)
+    assert ours.render_chat(messages, **variables) == expected
+    ids = reference.apply_chat_template(messages, return_dict=False, **variables)
+    assert ours.encode_chat(messages, **variables) == ids
+    assert ids.count(ours.bos_id) == 0, "these formats have no <s>"
+
+
+ANSWERED = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2", "reasoning_content": "One more."},
+]
+CALLED = [
+    {"role": "user", "content": "When?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "A clock.",
+        "tool_calls": [{"function": {"name": "clock", "arguments": {"zone": "UTC"}}}],
+    },
+    {"role": "tool", "content": "12:00"},
+]
+MORE = {"role": "user", "content": "And now?"}
+
+
+@pytest.mark.parametrize("family", ["nemotron-3"], indirect=True)
+def test_nemotron_3_chats_in_chatml(family):
+    ours, _ = family
+    start = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n"
+    start += "<|im_start|>assistant\n<think>"
+    assert ours.render_chat(ANSWERED[:2]) == start + "\n"
+    assert ours.render_chat(ANSWERED[:2], enable_thinking=False) == start + "</think>"
+    kept = start + "\nOne more.\n</think>\n2<|im_end|>\n"
+    assert ours.render_chat(ANSWERED, add_generation_prompt=False) == kept
+    more = "<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    forgotten = start + "</think>\n2<|im_end|>\n" + more
+    assert ours.render_chat([*ANSWERED, MORE]) == forgotten
+    settings = {"truncate_history_thinking": False}
+    assert ours.render_chat([*ANSWERED, MORE], **settings) == kept + more
+    text = ours.render_chat(CALLED, tools=[CLOCK])
+    assert text.startswith("<|im_start|>system\n# Tools\n\nYou have access to the following")
+    assert text.endswith(
+        "<think>\nA clock.\n</think>\n<tool_call>\n<function=clock>\n<parameter=zone>\nUTC\n"
+        "</parameter>\n</function>\n</tool_call>\n<|im_end|>\n<|im_start|>user\n<tool_response>\n"
+        "12:00\n</tool_response>\n<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
+    markup = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>"]
+    assert [ours.special_ids[name] for name in markup] == [10, 11, 12, 13, 14]
+    assert ours.encode_chat(ANSWERED[:2])[-2:] == [12, 1010]
+
+
+@pytest.mark.parametrize("family", ["nano-v2"], indirect=True)
+def test_nano_v2_chats_with_numbered_tokens_and_switches(family):
+    ours, _ = family
+    start = "<SPECIAL_10>System\nBe kind.\n\n<SPECIAL_11>User\n1 + 1?\n<SPECIAL_11>Assistant\n"
+    assert ours.render_chat(ANSWERED[:2]) == start + "<think>\n\n"
+    more = "2\n<SPECIAL_12>\n\n<SPECIAL_11>User\nAnd now?\n<SPECIAL_11>Assistant\n<think>"
+    assert ours.render_chat([*ANSWERED, MORE]) == start + more + "\n\n"
+    off = MORE | {"content": "And now? /no_think"}
+    assert ours.render_chat([*ANSWERED, off]) == start + more + "</think>"
+    on = [
+        ANSWERED[0] | {"content": "Be kind. /no_think"},
+        {"role": "user", "content": "1 + 1? /think"},
+    ]
+    assert ours.render_chat(on) == start + "<think>\n\n"
+    assert ours.render_chat(CALLED, tools=[CLOCK]).endswith(
+        '<TOOLCALL>[{"name": "clock", "arguments": {"zone": "UTC"}}]</TOOLCALL>\n<SPECIAL_12>\n\n'
+        "<SPECIAL_11>User\n<TOOL_RESPONSE>[12:00]</TOOL_RESPONSE>\n\n<SPECIAL_11>Assistant\n<think>\n\n"
+    )
+    assert ours.encode_chat(ANSWERED[:2])[0] == 10

@@ -11,11 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from reference import FAMILIES
+from test_tokenizer import family_131072
 
 import generate
+import nanomodels
+from nanomodels.cache import KV, Cache, place
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -126,7 +131,7 @@ def test_a_system_message_reaches_the_model(run, monkeypatch):
     monkeypatch.setattr(generate, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
-    assert seen[0] == seen[1]
+    assert seen[0].ids == seen[1].ids
     assert run("Hi", "--raw", "--system", "x")[0] == 2
 
 
@@ -136,11 +141,27 @@ def test_raw_text_begins_with_one_bos(run, monkeypatch):
     for folder in (ROOT / "weights" / "nanochat-tiny", GOLDEN):
         tokenizer = Tokenizer.load(folder)
         bos = tokenizer.special_ids["<|bos|>"]
-        args = generate.parse_arguments(["x"])
-        for chat in (True, False):
-            ids = generate.encode(args, tokenizer, "Hello world", chat)
+        for chat in (generate.Chat(generate.parse_arguments(["x"]), tokenizer), None):
+            ids = generate.encode(tokenizer, "Hello world", chat).ids
             assert ids[0] == bos
             assert ids.count(bos) == 1
+
+
+def test_a_chat_and_raw_text_have_the_one_bos_that_the_checkpoint_adds(tmp_path):
+    for family, template, bos in (
+        ("nemotron-h", "{{ bos_token }}{{ messages[0].content }}", 1),  # its post-processor has <s>
+        ("nemotron-h", "{{ messages[0].content }}", 0),
+        ("nemotron-3", None, 0),
+        ("nano-v2", None, 0),
+    ):
+        family_131072(tmp_path, family)
+        if template:
+            (tmp_path / "chat_template.jinja").write_text(template)
+        tokenizer = nanomodels.Tokenizer.load(tmp_path)
+        chat = generate.Chat(generate.parse_arguments(["x"]), tokenizer)
+        assert generate.encode(tokenizer, "Hello", chat).ids.count(1) == bos
+        raw = generate.encode(tokenizer, "Hello", None).ids
+        assert raw.count(1) == (family == "nemotron-h") == (raw[0] == 1)
 
 
 def test_a_nanochat_training_folder_runs_as_it_is(run):
@@ -221,6 +242,11 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
         (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
         (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
+        (["Hi", "--think"], "--think: the chat template of"),
+        (["Hi", "--no-think"], "nanochat-tiny knows no such switch"),
+        (["Hi", "--tools", "x.json"], "nanochat-tiny knows no tools"),
+        (["Hi", "--raw", "--no-think"], "--think needs a chat template, and there is none in use"),
+        (["Hi", "--raw", "--tools", "x.json"], "--tools needs a chat template"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -232,7 +258,11 @@ def test_bad_input_gets_one_clear_line(run, args, words):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("args", [["--bogus"], ["Hi", "--top-k", "x"], ["--prompt", "Hi"]], ids=str)
+@pytest.mark.parametrize(
+    "args",
+    [["--bogus"], ["Hi", "--top-k", "x"], ["--prompt", "Hi"], ["--think", "--no-think"]],
+    ids=str,
+)
 def test_a_wrong_option_gets_one_line(run, monkeypatch, args):
     with pytest.raises(SystemExit) as exited:
         run(*args)
@@ -339,7 +369,7 @@ def test_help_explains_every_option(capsys):
     assert exited.value.code == 0
     out = capsys.readouterr().out
     options = "model raw system prompt-file max-new-tokens temperature top-k top-p min-p json quiet"
-    options += " repetition-penalty seed num-samples stop device dtype"
+    options += " repetition-penalty seed num-samples stop device dtype think no-think tools"
     for option in options.split():
         assert f"--{option}" in out
 
@@ -426,3 +456,360 @@ def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
     assert "Traceback" not in err
     fed = [int(line.split()[1]) for line in prompts]
     assert fed[1] <= fed[0] + 4, "the second turn feeds the answer's end and the new message"
+
+
+# --- reasoning, tools, and chats that go on ---
+
+# What a template ends a prompt with, in tests/data/templates.
+BEGINNINGS = [
+    *("<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think></think>"),
+    *("<SPECIAL_11>Assistant\n<think>\n\n", "<SPECIAL_11>Assistant\n<think></think>"),
+]
+
+
+class Scripted(torch.nn.Module):
+    """A model that answers each new prompt with the next of `replies`, then its stop id."""
+
+    def __init__(self, tokenizer, replies, context_length):
+        super().__init__()
+        self.embed, self.lm_head = torch.nn.Embedding(1, 1), torch.nn.Linear(1, 1)
+        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        self.context_length, self.stop_ids = context_length, (tokenizer.eos_id,)
+        self.beginnings = [
+            tokenizer.encode(text, add_bos=False, special=special)
+            for text in BEGINNINGS
+            for special in (True, False)
+        ]
+        self.replies = [tokenizer.encode(r, add_bos=False, special=True) for r in replies]
+        self.replies = iter([[*reply, tokenizer.eos_id] for reply in self.replies])
+        self.known = {}  # prompt: its reply
+        self.fed = 0  # tokens
+
+    def new_cache(self, batch, max_length):
+        ids = KV(*torch.zeros(2, batch, 1, max_length, 1))
+        return Cache([ids], batch, max_length, "cpu")
+
+    def forward(self, ids, *, cache, attention_mask=None, logits_to_keep=0):
+        step = place(cache, attention_mask, *ids.shape, "cpu")
+        values = ids[:, None, :, None].float()
+        seen, _ = cache.entries[0].extend(values, values, step.start)
+        cache.extend_by(step)
+        self.fed += int((step.positions >= 0).sum())
+        logits = torch.zeros(len(ids), 1, self.config.vocab_size)
+        for row, all_ids, positions in zip(logits, seen, cache.positions, strict=True):
+            real = positions[: cache.length] >= 0
+            row[0, self.next(all_ids[0, real, 0].int().tolist())] = 1
+        return logits
+
+    def next(self, ids):
+        where = [(n, b) for b in self.beginnings for n in range(len(ids)) if ids[n:][: len(b)] == b]
+        end = max((n + len(b) for n, b in where), default=0)
+        prompt, said = ids[:end], ids[end:]
+        if not prompt or self.stop_ids[0] in said:
+            return 0  # within a prompt
+        if tuple(prompt) not in self.known:
+            self.known[tuple(prompt)] = next(self.replies)
+        return self.known[tuple(prompt)][len(said)]
+
+
+@pytest.fixture
+def scripted(run, monkeypatch, tmp_path):
+    """Run generate.py with a Scripted model; gives status, stdout, stderr and the model."""
+
+    def scripted(family, replies, *args, context_length=4096, template=None, **settings):
+        family_131072(tmp_path, family)
+        if template:
+            (tmp_path / "chat_template.jinja").write_text(template)
+        (tmp_path / "config.json").write_text("{}")
+        tokenizer = nanomodels.Tokenizer.load(tmp_path)
+        model = Scripted(tokenizer, replies, context_length)
+        model.tokenizer = tokenizer
+        monkeypatch.setattr(nanomodels, "load", lambda *_: model)
+        return *run("--model", tmp_path, *args, **settings), model
+
+    return scripted
+
+
+def prompts_of(model):
+    return [model.tokenizer.decode(ids) for ids in model.known]
+
+
+THOUGHTFUL = "It is in\nFrance.\n</think>\n\nParis."
+
+
+def test_reasoning_goes_to_stderr_and_the_answer_to_stdout(scripted):
+    status, out, err, model = scripted("nemotron-3", [THOUGHTFUL], "Capital?")
+    assert (status, out) == (0, "Paris.\n")
+    lines = err.splitlines()
+    assert lines[1:5] == ["<think>", "It is in", "France.", "</think>"]
+    assert [line.split()[0] for line in lines if ", " in line] == ["load", "prompt", "new"]
+    assert scripted("nemotron-3", [THOUGHTFUL], "Capital?", "--quiet")[:3] == (0, "Paris.\n", "")
+    [prompt] = prompts_of(model)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n")
+
+
+def test_reasoning_is_a_field_of_its_own_in_json(scripted):
+    out = scripted("nemotron-3", [THOUGHTFUL], "Capital?", "--json", "--quiet")[1]
+    answer = json.loads(out)
+    assert (answer["reasoning"], answer["text"]) == ("It is in\nFrance.", "Paris.")
+    assert answer["finish_reason"] == "stop"
+    assert answer["new_tokens"] > len("Paris.")
+
+
+def test_raw_text_is_not_split(scripted):
+    args = (BEGINNINGS[0], "--raw", "--json")
+    answer = json.loads(scripted("nemotron-h", ["<think>a</think> b"], *args)[1])
+    assert (answer["reasoning"], answer["text"]) == (None, "<think>a</think> b")
+
+
+def test_reasoning_comes_as_it_is_made_and_before_the_answer(scripted, monkeypatch):
+    events = []
+    monkeypatch.setattr(generate, "write", lambda text: events.append(("out", text)))
+    monkeypatch.setattr(generate, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(generate, "report", lambda *figures: None)
+    scripted("nemotron-3", [THOUGHTFUL], "Capital?")
+    kinds = [kind for kind, text in events if text]
+    first = kinds.index("out")
+    assert first > 4
+    assert kinds == ["err"] * first + ["out"] * (len(kinds) - first)
+
+
+@pytest.mark.parametrize(
+    ("family", "args", "end"),
+    [
+        ("nemotron-3", ["--think"], "<think>\n"),
+        ("nemotron-3", ["--no-think"], "<think></think>"),
+        ("nano-v2", [], "<think>\n\n"),
+        ("nano-v2", ["--think"], "<think>\n\n"),
+        ("nano-v2", ["--no-think"], "<think></think>"),
+        ("nano-v2", ["--no-think", "--system", "Be kind. /think"], "<think></think>"),
+        ("nano-v2", ["--think", "--system", "Be kind. /no_think"], "<think>\n\n"),
+    ],
+)
+def test_the_switches_reach_the_template(scripted, family, args, end):
+    reply = "Hm.</think>Yes." if "\n" in end else "Yes."
+    status, out, _, model = scripted(family, [reply], "Capital?", "--json", *args)
+    [prompt] = prompts_of(model)
+    assert status == 0
+    assert prompt.endswith(f"ssistant\n{end}")
+    assert "think" not in prompt.removesuffix(end)
+    answer = json.loads(out)
+    assert (answer["reasoning"], answer["text"]) == ("Hm." if "\n" in end else None, "Yes.")
+
+
+def test_a_model_may_begin_to_reason_by_itself(scripted):
+    reply = "<think>\nHm.\n</think>\n\nYes."
+    answer = json.loads(scripted("nemotron-3", [reply], "Hi", "--json", "--no-think")[1])
+    assert (answer["reasoning"], answer["text"]) == ("Hm.", "Yes.")
+    answer = json.loads(scripted("nemotron-3", ["<thin air"], "Hi", "--json", "--no-think")[1])
+    assert (answer["reasoning"], answer["text"]) == (None, "<thin air")
+
+
+def test_reasoning_that_does_not_end_leaves_no_answer_and_says_so(scripted):
+    args = ("Capital?", "--max-new-tokens", "4")
+    message = "(the text ended before the answer, within the reasoning; see --max-new-tokens)"
+    status, out, err, _ = scripted("nemotron-3", [THOUGHTFUL], *args)
+    assert (status, out) == (0, "\n")
+    assert err.splitlines()[1:4] == ["<think>", "It is", message] or message in err.splitlines()
+    assert "</think>" not in err
+    assert scripted("nemotron-3", [THOUGHTFUL], *args, "--quiet")[:3] == (0, "\n", message + "\n")
+    answer = json.loads(scripted("nemotron-3", [THOUGHTFUL], *args, "--json")[1])
+    assert (answer["text"], answer["finish_reason"]) == ("", "length")
+    assert "It is in\nFrance.".startswith(answer["reasoning"])
+
+
+def test_each_text_of_a_batch_has_its_own_reasoning(scripted, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("One?\nTwo /no_think?\nThree?\n")
+    replies = ["One.</think>1", "2", "Three."]
+    args = ("--prompt-file", path)
+    _, out, err, _ = scripted("nano-v2", replies, *args, "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["reasoning"] for answer in answers] == ["One.", None, "Three."]
+    assert [answer["text"] for answer in answers] == ["1", "2", ""]
+    assert "(1 of 3 texts ended before the answer, within the reasoning" in err
+    _, out, err, _ = scripted("nano-v2", replies, *args)
+    assert out == "1\n2\n\n"
+    assert "<think>\nOne.\n</think>\n<think>\nThree.\n" in err
+
+
+def test_a_stop_string_ends_the_answer_not_the_reasoning(scripted):
+    reply = "One. Two.</think>Three. Four."
+    args = ("Hi", "--json", "--stop", ".")
+    answer = json.loads(scripted("nemotron-3", [reply], *args)[1])
+    assert (answer["reasoning"], answer["text"]) == ("One. Two.", "Three")
+
+
+CLOCK = {"name": "clock", "description": "The time.", "parameters": {"properties": {"zone": {}}}}
+
+
+def test_tools_reach_the_template_and_calls_are_shown(scripted, tmp_path):
+    call = "<tool_call>\n<function=clock>\n</function>\n</tool_call>"
+    prompts = []
+    for tools in ([CLOCK], [{"type": "function", "function": CLOCK}]):
+        path = tmp_path / "tools.json"
+        path.write_text(json.dumps(tools))
+        assert generate.read_tools(path) == [{"type": "function", "function": CLOCK}]
+        replies = [f"Hm.</think>{call}"]
+        _, out, _, model = scripted("nemotron-3", replies, "When?", "--tools", path)
+        assert out == call + "\n", "<tool_call> is a special token, and yet shown"
+        prompts += prompts_of(model)
+    assert prompts[0] == prompts[1]
+    assert "<name>clock</name>\n<description>The time.</description>" in prompts[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[{", "not valid JSON"),
+        ('{"name": "clock"}', "must hold a JSON list, holds a dict"),
+        ('["clock"]', "entry 1 is no tool"),
+        ('[{"name": "clock"}, {"type": "function"}]', "entry 2 is no tool"),
+        ('[{"type": "function", "function": "clock"}]', "entry 1 is no tool"),
+        (None, "no such file"),
+        ("\xff", "not UTF-8"),
+    ],
+)
+def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words):
+    path = tmp_path / "tools.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    status, out, err, _ = scripted("nemotron-3", [], "Hi", "--quiet", "--tools", path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"{path}: " in err
+    assert words in err
+
+
+def conversation(scripted, monkeypatch, family, lines, replies, *args, **settings):
+    """The messages of a chat's last prompt, tokens fed and prompt for each turn; and stderr."""
+    encode, prompts = generate.Chat.encode, []
+
+    def spy(self, turns, **variables):
+        if not variables:
+            prompts.append((list(turns), encode(self, turns)))
+        return encode(self, turns, **variables)
+
+    monkeypatch.setattr(generate.Chat, "encode", spy)
+    _, out, err, model = scripted(
+        family, replies, *args, stdin="\n".join(lines) + "\n", terminal=True, **settings
+    )
+    fed = [int(line.split()[1]) for line in err.splitlines() if line.startswith("prompt")]
+    return prompts, fed, out, err, model
+
+
+def test_a_chat_remembers_the_reasoning_apart_from_the_answer(scripted, monkeypatch):
+    replies = ["One.\n</think>\n1", "Two.\n</think>\n2"]
+    prompts, _, out, err, _ = conversation(
+        scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies
+    )
+    assert out == "1\n2\n\n"
+    assert "<think>\nOne.\n</think>" in err
+    assert prompts[1][0] == [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1", "reasoning_content": "One."},
+        {"role": "user", "content": "Two?"},
+    ]
+
+
+def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reasoning(
+    scripted, monkeypatch
+):
+    replies = [f"{'I think. ' * 20}</think>{n}" for n in range(3)]
+    lines = ["First?", "Second?", "Third?"]
+    prompts, fed, out, _, model = conversation(
+        scripted, monkeypatch, "nemotron-3", lines, replies, "--system", "Be kind. " * 20
+    )
+    assert out == "0\n1\n2\n\n"
+    ids = [prompt.ids for _, prompt in prompts]
+    chat = [model.tokenizer.decode(i).removesuffix(BEGINNINGS[0]) for i in ids]
+    messages = [len(model.tokenizer.encode(text, add_bos=False, special=True)) for text in chat]
+    assert fed == [len(ids[0]), len(ids[1]) - messages[0], len(ids[2]) - messages[1]]
+    assert [list(known) for known in model.known] == ids, "what the model saw is the prompt"
+
+
+def test_a_chat_without_reasoning_feeds_only_what_is_new(scripted, monkeypatch):
+    """Over a cache that has to grow, too."""
+    replies = [f"Yes, that is {n}." for n in range(5)]
+    prompts, fed, _, _, model = conversation(
+        scripted, monkeypatch, "nemotron-3", [f"{n}?" for n in range(5)], replies,
+        *("--no-think", "--max-new-tokens", "20"),
+    )  # fmt: skip
+    ids = [prompt.ids for _, prompt in prompts]
+    held = [i + model.tokenizer.encode(reply) for i, reply in zip(ids, replies, strict=True)]
+    for before, after in zip(held, ids[1:], strict=False):
+        assert after[: len(before)] == before
+    assert fed == [len(ids[0]), *(len(i) - len(h) for i, h in zip(ids[1:], held, strict=False))]
+
+
+def test_a_chat_works_with_a_template_that_does_not_know_the_generation_prompt(
+    scripted, monkeypatch
+):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + BEGINNINGS[1]
+    prompts, fed, out, _, _ = conversation(
+        scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], ["1", "2"], template=template
+    )
+    assert out == "1\n2\n\n"
+    assert fed == [len(prompt.ids) for _, prompt in prompts], "no place to go back to"
+
+
+def test_a_chat_whose_context_is_full_forgets_the_oldest_turn_and_begins_anew(
+    scripted, monkeypatch
+):
+    lines = [f"Question {n}?" for n in range(6)]
+    prompts, _, out, err, model = conversation(
+        scripted, monkeypatch, "nemotron-3", lines, [f"Answer {n}." for n in range(6)],
+        *("--no-think", "--max-new-tokens", "20"), context_length=150,
+    )  # fmt: skip
+    assert out.splitlines()[:6] == [f"Answer {n}." for n in range(6)]
+    assert "(the context is full: the oldest turn is forgotten)" in err
+    last = model.tokenizer.decode(prompts[-1][1].ids)
+    assert "Question 0" not in last
+    assert "Question 5" in last
+    assert [list(known) for known in model.known][-1] == prompts[-1][1].ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("args", [["--think"], ["--no-think"]])
+def test_a_chat_says_what_the_whole_prompt_alone_would_give(
+    run, monkeypatch, tmp_path, family, args
+):
+    """With random weights, for each family, and a cache that has to grow."""
+    family_131072(tmp_path, "nemotron-3")
+    size = nanomodels.Tokenizer.load(tmp_path).vocab_size
+    theirs = FAMILIES[family](0)
+    theirs.resize_token_embeddings(size)
+    theirs.config.max_position_embeddings = 2048
+    with torch.no_grad():
+        for weight in (theirs.get_input_embeddings().weight, theirs.lm_head.weight):
+            weight.normal_(generator=torch.Generator().manual_seed(1))
+    theirs.save_pretrained(tmp_path)
+    model = nanomodels.load(tmp_path)
+    produce, encode, said, prompts = generate.produce, generate.Chat.encode, [], []
+
+    def spy_produce(rows, *rest):
+        interrupted = produce(rows, *rest)
+        said.append(rows[0].tokens)
+        return interrupted
+
+    def spy_encode(self, turns, **variables):
+        prompt = encode(self, turns, **variables)
+        if not variables:
+            prompts.append(prompt.ids)
+        return prompt
+
+    monkeypatch.setattr(generate, "produce", spy_produce)
+    monkeypatch.setattr(generate.Chat, "encode", spy_encode)
+    lines = ["One?", "Two and two?", "Three?", "Four and more?"]
+    args += ["--max-new-tokens", "9", "--temperature", "3", "--seed", "5"]
+    status, _, err = run("--model", tmp_path, *args, stdin="\n".join(lines) + "\n", terminal=True)
+    assert status == 0
+    assert len(said) == 4
+    stop = (*model.stop_ids, 11)
+    for ids, tokens in zip(prompts, said, strict=True):
+        alone = nanomodels.generate(
+            model, ids, max_new_tokens=9, stop_ids=stop, vocab_size=size, temperature=3, seed=5
+        )
+        assert list(alone) == tokens
+    fed = [int(line.split()[1]) for line in err.splitlines() if line.startswith("prompt")]
+    assert fed[0] == len(prompts[0])
+    assert all(some < len(ids) for some, ids in zip(fed[1:], prompts[1:], strict=True))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NUMBERS = [f"tests/test_{name}.py" for name in ("decoders", "nanochat", "cache", "decoding")]
+NAMES = ("decoders", "nanochat", "nemotron_h", "cache", "decoding")
+NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 
 # name: (file, what stands there, what stands there instead)
 MUTANTS = {
@@ -43,11 +44,7 @@ MUTANTS = {
     "the padded vocabulary not cut": ("nanochat.py", "[..., : self.config.vocab_size]", "[...]"),
     "a mask off by one, inward": ("cache.py", "(seen <= query)", "(seen < query)"),
     "a mask off by one, outward": ("cache.py", "(seen <= query)", "(seen <= query + 1)"),
-    "is_causal for a later piece": (
-        "cache.py",
-        "(start == 0 or tokens == 1)",
-        "(start == 0 or tokens > 0)",
-    ),
+    "is_causal for a later piece": ("nanochat.py", "mask is None and s > t", "False"),
     "padding that is seen": ("cache.py", "(seen <= query) & (seen != PADDING)", "seen <= query"),
     "positions that count padding": (
         "cache.py",
@@ -89,6 +86,146 @@ MUTANTS = {
         "(x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest)",
         "(x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest)",
     ),
+    "Nemotron-H: the gated norm over one group": (
+        "nemotron_h.py",
+        ".unflatten(-1, (self.groups, -1))  # (b, t, g, h p / g)",
+        ".unflatten(-1, (1, -1))",
+    ),
+    "Nemotron-H: the gate after the norm": (
+        "nemotron_h.py",
+        """(y * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # (b, t, g, h p / g)
+        return F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()""",
+        """y.unflatten(-1, (self.groups, -1))
+        y = F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+        return y * F.silu(z.float())""",
+    ),
+    "Nemotron-H: the bias added to the weights": (
+        "nemotron_h.py",
+        "weights = scores.gather(1, chosen)",
+        "weights = (scores + self.e_score_correction_bias).gather(1, chosen)",
+    ),
+    "Nemotron-H: other groups of experts masked with 0": (
+        "nemotron_h.py",
+        "others[..., None], -math.inf)",
+        "others[..., None], 0.0)",
+    ),
+    "Nemotron-H: a router in bf16": (
+        "nemotron_h.py",
+        "scores + self.e_score_correction_bias.float()",
+        "scores.bfloat16() + self.e_score_correction_bias.bfloat16()",
+    ),
+    "Nemotron-H: its exact parameters cast": (
+        "nemotron_h.py",
+        "parameter.data = kept[name].to(parameter.device)",
+        "pass",
+    ),
+    "Nemotron-H: its exact parameters loaded in bf16": (
+        "checkpoint.py",
+        "torch.float32 if exact else wanted",
+        "wanted",
+    ),
+    "Nemotron-H: rotary positions in attention": (
+        "nemotron_h.py",
+        "        if kv is not None:\n            k, v = kv.extend(k, v, step.start)",
+        """        angle = step.positions.clamp(min=0)[:, None, :, None] / 10.0
+        q, k = (
+            torch.cat(
+                (
+                    x[..., ::2] * angle.cos() - x[..., 1::2] * angle.sin(),
+                    x[..., ::2] * angle.sin() + x[..., 1::2] * angle.cos(),
+                ),
+                -1,
+            )
+            for x in (q, k)
+        )
+        if kv is not None:
+            k, v = kv.extend(k, v, step.start)""",
+    ),
+    "Nemotron-H: dt clamped in one pass only": (
+        "nemotron_h.py",
+        ".clamp(*self.time_step_limit)",
+        ".clamp(*(self.time_step_limit if t > 1 else (0.0, math.inf)))",
+    ),
+    "Nemotron-H: dt clamped in steps only": (
+        "nemotron_h.py",
+        ".clamp(*self.time_step_limit)",
+        ".clamp(*(self.time_step_limit if t == 1 else (0.0, math.inf)))",
+    ),
+    "Nemotron-H: transformers' floor under dt": (
+        "nemotron_h.py",
+        ".clamp(*self.time_step_limit)",
+        ".clamp(1e-3)",
+    ),
+    "Nemotron-H: dt in bf16": (
+        "nemotron_h.py",
+        "F.softplus(dt.float() + self.dt_bias.float())",
+        "F.softplus(dt + self.dt_bias.type_as(dt))",
+    ),
+    "Nemotron-H: the state in bf16": (
+        "nemotron_h.py",
+        "entry.follow(window, state)",
+        "entry.follow(window, state.bfloat16().float())",
+    ),
+    "Nemotron-H: the state kept in the model's dtype": (
+        "nemotron_h.py",
+        "entry.follow(window, state)",
+        "entry.follow(window, state.type_as(z))",
+    ),
+    "Nemotron-H: the window from the padded end": (
+        "nemotron_h.py",
+        "        if step.real is None:\n            window = xBC[:, t:].clone()",
+        "        if True:\n            window = xBC[:, t:].clone()",
+    ),
+    "Nemotron-H: padding that moves the state": (
+        "nemotron_h.py",
+        "dt = dt.take_along_dim(order, 1) * (places < count)[..., None]",
+        "dt = dt.take_along_dim(order, 1)",
+    ),
+    "Nemotron-H: padding in the convolution": (
+        "nemotron_h.py",
+        "xBC = xBC.take_along_dim(order, 1)\n            dt = dt",
+        "dt = dt",
+    ),
+    "Nemotron-H: no state from one chunk to the next": (
+        "nemotron_h.py",
+        "y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)",
+        "y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state * 0)",
+    ),
+    "Nemotron-H: decay summed in float32": ("nemotron_h.py", "(dt.double() * A", "(dt * A"),
+    "Nemotron-H: a token that sees the next": ("nemotron_h.py", ".triu(1)", ".triu(2)"),
+    "Nemotron-H: no skip": ("nemotron_h.py", "y + x * self.D.float()[:, None]", "y"),
+    "Nemotron-H: weights of experts not normalised": (
+        "nemotron_h.py",
+        "if config.norm_topk_prob:",
+        "if False:",
+    ),
+    "Nemotron-H: the router on the latent": (
+        "nemotron_h.py",
+        "chosen, weights = self.gate(rows)\n        u = self.fc1_latent_proj(rows)",
+        "u = self.fc1_latent_proj(rows)\n"
+        "        chosen, weights = self.gate(F.pad(u, (0, rows.shape[1] - u.shape[1])))",
+    ),
+    "a snapshot of views": (
+        "cache.py",
+        "view.clone(memory_format=torch.contiguous_format)",
+        "view",
+    ),
+    "a restore that keeps the length": (
+        "cache.py",
+        "        self.length = length\n        self.ragged",
+        "        self.ragged",
+    ),
+    "a state moved by an interrupted call": (
+        "cache.py",
+        "        self.next = window, state",
+        "        self.next = self.window, self.state = window, state",
+    ),
+    "rows reordered without their states": (
+        "cache.py",
+        "self.window, self.state = self.window[rows], self.state[rows]",
+        "self.window = self.window[rows]\n        self.state = self.state[:1].repeat("
+        "len(rows), 1, 1, 1)",
+    ),
     "the stop id given out": ("decoding.py", "on and i not in stop_ids", "on"),
     "top-p that keeps too few": ("sampling.py", "<= 1 - self.top_p", "<= 1.05 - self.top_p"),
     "longrope that never goes long": ("rope.py", "if length > trained", "if length > 10**9"),
@@ -107,8 +244,10 @@ def test_a_mutant_fails(tmp_path, name):
     code = path.read_text()
     assert code.count(old) == 1, f"{old!r} stands {code.count(old)} times in {file}"
     path.write_text(code.replace(old, new))
+    # The file's own tests first: there it fails the soonest.
+    tests = sorted(NUMBERS, key=lambda test: not test.endswith(f"test_{file}"))
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *NUMBERS],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,

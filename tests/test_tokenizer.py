@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiktoken import Encoding
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Reference
+from transformers import PreTrainedTokenizerFast
 
 from nanomodels.tokenizer import ALPHABET, Tokenizer
 
@@ -94,15 +95,6 @@ def shuffled_ids(data):
     return renumber(data, ids.__getitem__)
 
 
-def nemotron_ids(data):
-    """Ids 0 to 999 for special tokens, byte b at 1000 + b, merges after them."""
-    order = {t: 1000 + ALPHABET[t] for t in data["model"]["vocab"] if t in ALPHABET}
-    merged = ["".join(merge) for merge in data["model"]["merges"]]
-    order |= {token: 1256 + n for n, token in enumerate(merged)}
-    names = {i: token for token, i in data["model"]["vocab"].items()}
-    return renumber(data, lambda i: order.get(names[i], i))
-
-
 def renumber(data, new_id):
     data["model"]["vocab"] = {t: new_id(i) for t, i in data["model"]["vocab"].items()}
     for token in data["added_tokens"]:
@@ -174,8 +166,9 @@ CASES = {
     "gpt4 removed": ("gpt4", removed),
     "o200k": ("o200k", as_is),
     "o200k merges as strings": ("o200k", merges_as_strings),
-    "nemotron": ("nemotron", nemotron_ids),
-    "nemotron bos": ("nemotron", bos),
+    "o200k bos": ("o200k", bos),
+    "nemotron-h": None,  # of family_131072
+    "nemotron-3": None,
     "nanochat": ("nanochat", as_is),
     "nanochat shuffled ids": ("nanochat", shuffled_ids),
     "gaps": ("gaps", as_is),
@@ -187,6 +180,50 @@ CASES = {
         lambda data: ignore_merges(every_split_listed(data)),
     ),
 }
+
+
+# The names that Nemotron 3 gives to its first tokens; all others to 999 are <SPECIAL_n>.
+NEMOTRON_3 = {
+    10: "<|im_start|>",
+    11: "<|im_end|>",
+    12: "<think>",
+    13: "</think>",
+    14: "<tool_call>",
+}
+
+
+def family_131072(folder, family, size=900):
+    """A folder with a small tokenizer of Nemotron-H's family, laid out as its 131,072 tokens are.
+
+    family: "nemotron-h", whose dense checkpoints add <s>, or "nano-v2" or "nemotron-3" with their
+    chat templates. The merges are real, trained on CORPUS.
+    """
+    folder.mkdir(exist_ok=True)
+    data = json.loads(trained("nemotron", size))
+    named = {0: "<unk>", 1: "<s>", 2: "</s>"} | (NEMOTRON_3 if family == "nemotron-3" else {})
+    names = [named.get(i, f"<SPECIAL_{i}>") for i in range(1000)]
+    merged = ["".join(merge) for merge in data["model"]["merges"]]
+    data["model"]["vocab"] = {name: i for i, name in enumerate(names)}
+    data["model"]["vocab"] |= {char: 1000 + byte for char, byte in ALPHABET.items()}
+    data["model"]["vocab"] |= {token: 1256 + n for n, token in enumerate(merged)}
+    data["added_tokens"] = [added(name, i) for i, name in enumerate(names)]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"nemotron-3": "<|im_end|>", "nano-v2": "<SPECIAL_12>"}.get(family, "</s>"),
+        "unk_token": "<unk>",
+    }
+    if family == "nemotron-h":
+        processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+        )
+        data["post_processor"] = json.loads(processor.__getstate__())
+    else:
+        data["post_processor"] = LEVEL
+        config["add_bos_token"] = False
+        template = NANOCHAT.parent / "templates" / f"{family}.jinja"
+        (folder / "chat_template.jinja").write_bytes(template.read_bytes())
+    return write(folder, data, tokenizer_config=config)
 
 
 def write(folder, data, **files):
@@ -201,9 +238,12 @@ def write(folder, data, **files):
 def load(tmp_path_factory):
     @cache
     def load(case):
-        split, change = CASES[case]
-        data = change(json.loads(trained(split)))
-        folder = write(tmp_path_factory.mktemp("tokenizer"), data)
+        folder = tmp_path_factory.mktemp("tokenizer")
+        if CASES[case] is None:
+            family_131072(folder, case)
+        else:
+            split, change = CASES[case]
+            write(folder, change(json.loads(trained(split))))
         return Tokenizer.load(folder), Reference.from_file(str(folder / "tokenizer.json"))
 
     return load
@@ -217,7 +257,7 @@ def test_encode_gives_the_ids_of_tokenizers(load, case, text):
     assert ours.encode(text, special=True) == reference.encode(text).ids
     plain = ours.encode(text, add_bos=False)
     assert not ours._special & set(plain)
-    if not any(name in text for name in SPECIAL):
+    if not any(name in text for name in ours.special_ids):
         assert plain == reference.encode(text, add_special_tokens=False).ids
 
 
@@ -243,7 +283,7 @@ def test_decode_undoes_encode(load, case, text):
         assert shown == reference.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "nemotron", "nanochat shuffled ids"])
+@pytest.mark.parametrize("case", ["gpt2", "nemotron-3", "nanochat shuffled ids"])
 @CALM
 @given(data=st.data())
 def test_the_joined_stream_is_what_decode_gives(load, case, data):
@@ -379,12 +419,58 @@ def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
 
 
 def test_bos_is_added_where_the_checkpoint_adds_it(load):
-    with_bos, without = load("nemotron bos")[0], load("nemotron")[0]
-    assert with_bos.encode("x")[0] == 0 and len(with_bos.encode("x")) == 2
-    assert len(with_bos.encode("x", add_bos=False)) == len(without.encode("x")) == 1
-    assert with_bos.encode("") == [0] and with_bos.encode("x", add_bos=True).count(0) == 1
+    for case, bos in (("o200k bos", 0), ("nemotron-h", 1)):
+        ours = load(case)[0]
+        assert ours.encode("x")[0] == bos and len(ours.encode("x")) == 2
+        assert len(ours.encode("x", add_bos=False)) == 1
+        assert ours.encode("") == [bos] and ours.encode("x", add_bos=True).count(bos) == 1
+    without = load("nemotron-3")[0]
+    assert len(without.encode("x")) == 1 and without.encode("") == []
+    assert without.encode("x", add_bos=True) == [1, *without.encode("x")]
     with pytest.raises(ValueError, match="names no BOS"):
-        without.encode("x", add_bos=True)
+        load("gpt4")[0].encode("x", add_bos=True)
+
+
+@pytest.mark.parametrize("add_bos_token", [None, False, True])
+@pytest.mark.parametrize("case", ["nemotron-h", "nemotron-3"])
+def test_the_post_processor_alone_says_whether_bos_is_added(tmp_path, case, add_bos_token):
+    folder = family_131072(tmp_path, case)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"add_bos_token": add_bos_token}
+    path.write_text(json.dumps(config))
+    ids = PreTrainedTokenizerFast.from_pretrained(folder)("x").input_ids
+    assert Tokenizer.load(folder).encode("x") == ids and (ids[0] == 1) == (case == "nemotron-h")
+
+
+def test_the_131072_family_has_its_special_tokens_before_its_bytes(load):
+    ours, _ = load("nemotron-3")
+    assert sorted(ours.special_ids.values()) == list(range(1000))
+    assert [ours.token_bytes(1000 + byte) for byte in range(256)] == [
+        bytes([byte]) for byte in range(256)
+    ]
+    assert ours.encode("\n") == [1010] and ours.encode("12") == [1000 + ord("1"), 1000 + ord("2")]
+    assert (ours.bos_id, ours.eos_id, ours.stop_ids) == (1, 11, [11])
+    ids = ours.encode("<think>\n</think><SPECIAL_999>", special=True)
+    assert ids == [12, 1010, 13, 999] and ours.decode(ids, skip_special=True) == "\n"
+
+
+@pytest.mark.parametrize("case", ["nemotron-h", "nemotron-3"])
+@CALM
+@given(text=TEXTS)
+def test_the_131072_family_is_read_as_transformers_reads_it(case, tmp_path_factory, text):
+    ours, reference = both_131072(case, tmp_path_factory.getbasetemp())
+    ids = reference(text).input_ids
+    assert ours.encode(text, special=True) == ids
+    for skip in (False, True):
+        assert ours.decode(ids, skip_special=skip) == reference.decode(
+            ids, skip_special_tokens=skip
+        )
+
+
+@cache
+def both_131072(case, folder):
+    family_131072(folder / case, case)
+    return Tokenizer.load(folder / case), PreTrainedTokenizerFast.from_pretrained(folder / case)
 
 
 def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
@@ -410,10 +496,10 @@ def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
 
 
 def test_an_unknown_id_is_refused(load):
-    ours, _ = load("nemotron")
-    for i in (-1, ours.vocab_size, 999):
+    ours, _ = load("ignore merges")
+    for i in (-1, ours.vocab_size, 4999):
         with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
-            ours.decode([1000, i])
+            ours.decode([100, i])
         with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
             ours.stream().push(i)
 
@@ -425,7 +511,7 @@ def test_bytes_that_are_no_text_become_replacement_characters(load):
     assert ours.decode(ids) == b"\xf0a\x80".decode(errors="replace")
 
 
-@pytest.mark.parametrize("case", ["gpt2", "nemotron", "nanochat", "gaps"])
+@pytest.mark.parametrize("case", ["gpt2", "nemotron-3", "nanochat", "gaps"])
 def test_large_texts_work_or_are_refused(load, case):
     ours, _ = load(case)
     for text in (
