@@ -159,6 +159,10 @@ def run(args):
             f"{str(weight.dtype)[6:]}",
             f"{weight.device}",
         )
+        if model.skipped:
+            kinds = ", ".join(sorted({name.split(".")[0] + ".*" for name in model.skipped}))
+            size = sum(model.skipped.values()) / 1e6
+            report("skipped", f"{kinds}: {len(model.skipped)} tensors, {size:.1f} MB")
     chat = None if args.raw or tokenizer.chat_template is None else Chat(args, tokenizer)
     for option in ("system", "think", "tools"):
         if chat is None and getattr(args, option) is not None:
@@ -562,21 +566,29 @@ class Meter:
             f"first token after {first:.3f} s",
         )
         figures = [f"{new_tokens} tokens"]
-        if len(self.times) > 2:  # a step reads every weight once, but the embedding only in part
+        if len(self.times) > 2:
             steps = len(self.times) - 2
             seconds = self.times[-1] - self.times[1]
-            weights = {id(p): p.nbytes for p in self.model.parameters()}
-            [embedding] = (m for m in self.model.modules() if type(m).__name__ == "Embedding")
-            if self.model.lm_head.weight is not embedding.weight:
-                del weights[id(embedding.weight)]
             figures += [
                 f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
-                f"{sum(weights.values()) * steps / seconds / 1e9:.2f} GB/s",
+                f"{step_bytes(self.model) * steps / seconds / 1e9:.2f} GB/s",
             ]
         if settings["temperature"]:
             figures.append(f"seed {settings['seed']}")
         report("new", *figures)
         report("memory", f"{peak_memory(self.model.lm_head.weight.device) / 1e6:.0f} MB peak")
+
+
+def step_bytes(model):
+    """What one token reads: each weight once, but the embedding and the experts not chosen."""
+    weights = {id(p): p.nbytes for p in model.parameters()}
+    [embedding] = (m for m in model.modules() if type(m).__name__ == "Embedding")
+    if model.lm_head.weight is not embedding.weight:
+        del weights[id(embedding.weight)]
+    experts = sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name)
+    if experts:
+        experts *= 1 - model.config.num_experts_per_tok / model.config.n_routed_experts
+    return sum(weights.values()) - experts
 
 
 def peak_memory(device):
