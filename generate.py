@@ -142,7 +142,7 @@ def run(args):
     Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
 
     began = time.perf_counter()
-    model = load(args.model, device, dtype, None if args.quiet else show_progress)
+    model = load(args.model, device, dtype, None if args.quiet else show_loading)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
@@ -419,7 +419,8 @@ def complete(args, model, tokenizer, settings, prompts):
         for _ in range(samples)
     ]
     alone = len(rows) == 1 and not args.json
-    steps = generate_batch(model, encoded, num_samples=samples, **settings)
+    progress = None if args.quiet else show_reading
+    steps = generate_batch(model, encoded, num_samples=samples, progress=progress, **settings)
     meter = Meter(args, model, sum(map(len, encoded)))
     show = Screen(not args.quiet).show if alone else lambda row, text: None
     interrupted = produce(rows, steps, settings["max_new_tokens"], meter, show)
@@ -455,8 +456,8 @@ class Memory:
     goes back to where the last message of the user ended, or else to the beginning.
     """
 
-    def __init__(self, model):
-        self.model, self.cache = model, model.new_cache(1, 0)
+    def __init__(self, model, progress):
+        self.model, self.cache, self.progress = model, model.new_cache(1, 0), progress
         self.ids = []
         self.marks = [([], self.cache.snapshot())]  # where to go back to, the latest last
 
@@ -474,12 +475,13 @@ class Memory:
 
     def steps(self, ids, message, settings):
         """The steps of an answer to `ids`, which begin with the ids of the user's message."""
-        from nanomodels import generate, generate_batch
+        from nanomodels import generate_batch
 
+        fed = {"cache": self.cache, "progress": self.progress}
         if continues(ids, message) and len(message) > self.cache.length:
-            list(generate(self.model, message, max_new_tokens=1, cache=self.cache))  # feeds it
+            list(generate_batch(self.model, [message], max_new_tokens=1, **fed))
             self.marks[1:] = [(message, self.cache.snapshot())]
-        yield from generate_batch(self.model, [ids], cache=self.cache, **settings)
+        yield from generate_batch(self.model, [ids], **fed, **settings)
 
 
 def continues(ids, start):
@@ -495,7 +497,7 @@ def converse(args, model, tokenizer, settings, chat):
     if not args.quiet:
         say("Chat: an empty line, Ctrl-D or Ctrl-C ends it.")
     turns = []
-    memory = Memory(model)
+    memory = Memory(model, None if args.quiet else show_reading)
     while True:
         try:
             text = input("> " if sys.stdout.isatty() else "")
@@ -603,11 +605,20 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def show_progress(done, total):
-    """One line on a terminal that is written over; only for what takes its time."""
-    if total > 1e9 and sys.stderr is not None and sys.stderr.isatty():
-        end = "\r" if done < total else "\r\033[K"
-        say(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end)
+def show_loading(done, total):
+    if total > 1e9:
+        show_progress(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", done == total)
+
+
+def show_reading(done, total):
+    if total > 2000:
+        show_progress(f"reading the prompt, {done} of {total} tokens", done == total)
+
+
+def show_progress(line, last):
+    """One line on a terminal that is written over; for what takes its time."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        say(line, end="\r\033[K" if last else "\r")
 
 
 if __name__ == "__main__":

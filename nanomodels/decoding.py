@@ -69,6 +69,7 @@ def generate_batch(
     stop_ids=None,
     vocab_size=None,
     cache=None,
+    progress=None,
     **sampling,
 ):
     """Continue several prompts at once: an iterator of lists with the next token of each row.
@@ -79,7 +80,8 @@ def generate_batch(
     max_new_tokens or the context allow. Sample j draws from seed + j, whatever stands around it, so
     a row is what `generate` with that seed gives for its prompt alone (but for the rope types
     whose angles depend on the length, see rope.rotation). Other settings as there; a cache goes
-    with one prompt and one sample.
+    with one prompt and one sample. progress(done, total), if given, is called with tokens of the
+    longest prompt after each piece of it.
     """
     prompts = [list(map(int, ids)) for ids in prompts]
     if not prompts or not all(prompts):
@@ -107,11 +109,15 @@ def generate_batch(
     sampler = Sampler([seed + j for _ in prompts for j in range(num_samples)], **sampling)
     stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
     vocab_size = min(known, vocab_size or known)
-    return steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache)
+    return steps(
+        model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache, progress
+    )
 
 
 @torch.inference_mode()
-def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache):
+def steps(
+    model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_size, cache, progress
+):
     """The loop behind `generate_batch`, which has checked everything."""
     longest = max(map(len, prompts))
     # Each row has its own limit. The last token is not fed, so even a prompt that fills the context
@@ -141,6 +147,8 @@ def steps(model, prompts, num_samples, max_new_tokens, sampler, stop_ids, vocab_
             attention_mask=None if real is None else real[:, columns],
             logits_to_keep=1,
         )[:, -1, :vocab_size]  # (b, vocab)
+        if progress is not None:
+            progress(cache.length, longest)
     if num_samples > 1:
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
         logits = logits[rows]

@@ -354,3 +354,21 @@ def test_the_end_of_reasoning_is_seen_as_one_token_or_as_several(tmp_path, speci
     text = "".join([*map(stream.push, ids), stream.finish()])
     assert text == "日本<tool_call>x"
     assert stream.splitter.reasoning == ("é" if special else "é<SPECIAL_99>")
+
+
+def test_a_long_prompt_is_fed_in_pieces_and_says_how_far(model, monkeypatch):
+    monkeypatch.setattr(nanomodels.decoding, "PIECE", 7)
+    ids = list(range(1, 31))
+    told, lengths = [], []
+    hook = model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    rows = nanomodels.generate_batch(
+        model, [ids, ids[:3]], max_new_tokens=3, stop_ids=[], progress=lambda *n: told.append(n)
+    )
+    in_pieces = list(rows)
+    hook.remove()
+    assert lengths == [7, 7, 7, 7, 2, 1, 1]
+    assert told == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
+    monkeypatch.undo()
+    for i, prompt in enumerate((ids, ids[:3])):
+        alone = nanomodels.generate(model, prompt, max_new_tokens=3, stop_ids=[])
+        assert [row[i] for row in in_pieces] == list(alone)

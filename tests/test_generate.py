@@ -475,6 +475,7 @@ class Scripted(torch.nn.Module):
         self.embed, self.lm_head = torch.nn.Embedding(1, 1), torch.nn.Linear(1, 1)
         self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
         self.context_length, self.stop_ids = context_length, (tokenizer.eos_id,)
+        self.skipped = {}
         self.beginnings = [
             tokenizer.encode(text, add_bos=False, special=special)
             for text in BEGINNINGS
