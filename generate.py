@@ -84,6 +84,7 @@ def parse_arguments(argv):
         default="auto",
         help="of the weights [auto: the checkpoint's]",
     )
+    add("--era", metavar="DATE", help="of a nanochat training folder [told by its tensors]")
     add("--json", action="store_true", help="one JSON object a text, one a line")
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
     return parser.parse_args(argv)
@@ -166,7 +167,8 @@ def run(args):
     chat = None if args.raw or tokenizer.chat_template is None else Chat(args, tokenizer)
     for option in ("system", "think", "tools"):
         if chat is None and getattr(args, option) is not None:
-            raise ValueError(f"--{option} needs a chat template, and there is none in use")
+            name = "no-think" if getattr(args, option) is False else option
+            raise ValueError(f"--{name} needs a chat template, and there is none in use")
     if prompts is None:
         if not chat:
             raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
@@ -301,12 +303,20 @@ def read_tools(path):
     tools = read_json(path, list)
     for n, tool in enumerate(tools, 1):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not is_function(function):
             raise ValueError(
                 f"{path}: entry {n} is no tool; each must be an object with a name, as "
                 '{"name": ..., "description": ..., "parameters": {...}}'
             )
     return [t if "function" in t else {"type": "function", "function": t} for t in tools]
+
+
+def is_function(entry):
+    """Whether it has a name, and parameters that a template can walk through."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    parameters = entry.get("parameters") or {}
+    return isinstance(parameters, dict) and isinstance(parameters.get("properties") or {}, dict)
 
 
 class Row:
@@ -582,11 +592,11 @@ class Meter:
 
 
 def step_bytes(model):
-    """What one token reads: each weight once, but the embedding and the experts not chosen."""
+    """What one token reads: each weight once, but embeddings and the experts not chosen."""
     weights = {id(p): p.nbytes for p in model.parameters()}
-    [embedding] = (m for m in model.modules() if type(m).__name__ == "Embedding")
-    if model.lm_head.weight is not embedding.weight:
-        del weights[id(embedding.weight)]
+    for embedding in (m for m in model.modules() if type(m).__name__ == "Embedding"):
+        if model.lm_head.weight is not embedding.weight:
+            del weights[id(embedding.weight)]
     experts = sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name)
     if experts:
         experts *= 1 - model.config.num_experts_per_tok / model.config.n_routed_experts

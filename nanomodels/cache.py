@@ -6,7 +6,10 @@ moved on once, at the end of the model's forward; a forward that is interrupted 
 
 A call's tokens take the next `t` columns of every row. Rows may be ragged: a column can be padding
 in one row and a token in another, so `positions` says for each row which token of that row stands
-in a column, or -1. All masking follows from these numbers, in `Cache.place`.
+in a column, or -1. All masking follows from these numbers, in `place`.
+
+It is made for inference: fill it under torch.inference_mode() or torch.no_grad(), and make it
+outside inference_mode if it is to be used outside.
 
 b batch, t tokens in this call, s columns seen so far, g key/value heads, d head width.
 """
@@ -43,6 +46,26 @@ class KV:
 
     def reorder(self, rows):
         self.k, self.v = self.k[rows], self.v[rows]
+
+
+@dataclass
+class Ids:
+    """The tokens themselves, for a model that looks them up again: ids (b, max_length)."""
+
+    ids: torch.Tensor
+
+    def extend(self, ids, start):
+        """Write ids (b, t) at column `start`; return a view of all so far (b, s)."""
+        end = start + ids.shape[1]
+        self.ids[:, start:end] = ids
+        return self.ids[:, :end]
+
+    def held(self, length):
+        """A view of the first `length` columns, by name."""
+        return {"ids": self.ids[:, :length]}
+
+    def reorder(self, rows):
+        self.ids = self.ids[rows]
 
 
 @dataclass
@@ -86,7 +109,7 @@ class Step:
 class Cache:
     """One entry per block, at the block's index, and the one position that all of them share.
 
-    An entry is a KV, an SSM, or None for a block that keeps nothing.
+    An entry is a KV, an SSM, or None for a block that keeps nothing; Ids may stand behind them all.
     """
 
     def __init__(self, entries, batch, max_length, device):
@@ -202,7 +225,9 @@ class Cache:
             with safe_open(path, framework="pt") as file:
                 ids = json.loads((file.metadata() or {})["ids"])
                 snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            if [len(row) for row in ids] != snapshot["tokens"][:, 0].tolist():
+                raise ValueError("its ids are not those that it holds")
+        except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a cache that was saved whole ({error})") from None
         try:
             self.restore(snapshot)

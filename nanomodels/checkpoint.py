@@ -26,14 +26,15 @@ LANGUAGE_MODEL = "language_model."  # begins its tensors in a multimodal checkpo
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def load(folder, device="cpu", dtype=None, progress=None):
+def load(folder, device="cpu", dtype=None, progress=None, era=None):
     """The model that a checkpoint folder holds, ready to run.
 
     Its `stop_ids` are the checkpoint's; `skipped` has the tensors left out: {name: bytes}.
 
     dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
-    each tensor.
+    each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None tells it
+    by the tensors.
     Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
     """
     folder = Path(folder)
@@ -43,9 +44,11 @@ def load(folder, device="cpu", dtype=None, progress=None):
         what = "not a folder" if folder.exists() else "no such folder"
         raise FileNotFoundError(f"{folder}: {what}; give the folder of a checkpoint")
     if (folder / "config.json").is_file():
+        if era is not None:
+            raise ValueError(f"{folder}: era {era!r}: only a nanochat training folder has an era")
         model, names, tensors = read_hub(folder)
     elif any(folder.glob("model_*.pt")):
-        model, names, tensors = read_nanochat(folder)
+        model, names, tensors = read_nanochat(folder, era)
     else:
         raise FileNotFoundError(
             f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
@@ -86,15 +89,16 @@ def read_hub(folder):
     model.stop_ids = stop_ids(folder, hub)
     tensors, names = read_safetensors(folder), architecture.HUB_NAMES
     if any(name.startswith(LANGUAGE_MODEL) for name in tensors):
-        names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
         others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
-        names |= {f"{part}.*": None for part in others}
+        others -= {name.split(".")[0] for name in names}  # nothing of its own stands outside
+        names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
+        names |= {part: None for part in others} | {f"{part}.*": None for part in others}
     return model, names, tensors
 
 
-def read_nanochat(folder):
+def read_nanochat(folder, era=None):
     """The same of a nanochat training folder, at its highest step."""
-    from nanomodels import nanochat
+    from nanomodels import nanochat, nanochat_2026
 
     path = max(folder.glob("model_*.pt"), key=lambda path: path.stem)
     meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
@@ -116,14 +120,21 @@ def read_nanochat(folder):
     if len(renamed) != len(tensors) or embedding is None or embedding.dim() != 2:
         raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
     try:
-        config = nanochat.config_from_native(meta.get("model_config") or {}, len(embedding))
+        era = nanochat_2026.recognise(renamed, era)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    first = era == nanochat_2026.FIRST
+    architecture = nanochat if first else nanochat_2026
+    try:
+        sizes = (meta.get("model_config") or {}, len(embedding))
+        config = architecture.config_from_native(*sizes, *(() if first else (era,)))
     except ValueError as error:
         raise ValueError(f"{meta_path}: {error}") from None
-    model = on_meta(nanochat.NanoChat, config)
+    model = on_meta(nanochat.NanoChat if first else nanochat_2026.NanoChat2026, config)
     # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
     # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
     model.stop_ids = (config.vocab_size - 9, config.vocab_size - 5)
-    return model, nanochat.NATIVE_NAMES, renamed
+    return model, architecture.NATIVE_NAMES, renamed
 
 
 def on_meta(architecture, config):
@@ -227,6 +238,8 @@ def rename(tensors, names):
             (skipped if pattern in names or name.startswith(left_out) else unknown).append(name)
         elif parameter.count("{}") == len(numbers):
             renamed.setdefault(parameter.format(*numbers), []).append((name, tensor))
+        elif tensor.dim() == 0:
+            raise ValueError(f"{name} is one number; it must have a row for each expert")
         else:
             for i, row in enumerate(tensor):
                 renamed.setdefault(parameter.format(*numbers, i), []).append((name, row))
@@ -253,7 +266,7 @@ def fill(model, tensors, device, dtype, progress):
     if missing:
         raise ValueError(f"missing tensors: {listed(missing)}")
     sizes = Counter()
-    for parameter, _, entries in found:
+    for parameter, places, entries in found:
         for name, tensor in entries:
             if tensor.shape != parameter.shape:
                 raise ValueError(
@@ -261,6 +274,8 @@ def fill(model, tensors, device, dtype, progress):
                 )
             if tensor.dtype not in DTYPES:
                 raise ValueError(f"{name} is {tensor.dtype}; supported: float32, bfloat16, float16")
+        if len(entries) > len(places):
+            raise ValueError(f"one parameter is there twice: {listed([n for n, _ in entries])}")
         for name, tensor in entries[1:]:
             if tensor.dtype != entries[0][1].dtype or not torch.equal(tensor, entries[0][1]):
                 raise ValueError(f"{entries[0][0]} and {name} are one parameter, but differ")
@@ -273,7 +288,8 @@ def fill(model, tensors, device, dtype, progress):
     for _, places, entries in found:
         tensor = entries[0][1]
         done += tensor.nbytes
-        exact = places[0][2].endswith(getattr(model, "float32", ()))
+        module, leaf, _ = places[0]
+        exact = leaf in getattr(module, "float32", ())
         parameter = tensor.to(device, torch.float32 if exact else wanted)
         parameter = nn.Parameter(parameter, requires_grad=False)
         for module, leaf, _ in places:

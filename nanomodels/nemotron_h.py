@@ -15,6 +15,7 @@
     -  MLP:        down_proj(relu(up_proj(x))^2)
     E  experts:    scores = sigmoid(gate(x));  chosen = top k of scores + bias
                    sum over chosen of scale * score / (sum of scores) * MLP_e(x)  +  MLP_shared(x)
+                   (norm_topk_prob may leave the division out, n_group narrow the choice)
 
     norm(x):       x / sqrt(mean(x^2) + eps) * weight
 
@@ -27,8 +28,8 @@ float32 whatever the model's dtype.
 
 Shapes: b batch, t tokens in this call, s tokens seen, m model width, f MLP width, h heads, g groups
 of heads that share a key/value (attention) or a B and C (Mamba-2), d attention head width, p Mamba
-head width, n state width, l position in a chunk (s: the one looked at), w convolution width, e
-experts, k experts chosen, r rows b * t.
+head width, n state width, c channels of x, B and C side by side, l position in a chunk (s: the one
+looked at), w convolution width, e experts, k experts chosen, r rows b * t.
 
 Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, but for its floor under dt
 (:414), which is not the checkpoints'; arXiv 2405.21060 (Mamba-2); arXiv 2504.03624 (Nemotron-H).
@@ -52,12 +53,10 @@ class Config:
     layers: str  # one of M * - E for each layer
     max_position_embeddings: int  # context length
     layer_norm_epsilon: float
-    tie_word_embeddings: bool
     # attention
     num_attention_heads: int  # h
     num_key_value_heads: int  # g
     head_dim: int  # d
-    attention_bias: bool
     # Mamba-2
     mamba_num_heads: int  # h
     mamba_head_dim: int  # p
@@ -109,50 +108,51 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-    keys = Keys(hub, SPELLINGS)
-    for key, only in {
-        "mlp_hidden_act": "relu2",
-        "mamba_hidden_act": "silu",
-        "residual_in_fp32": False,
-        "n_shared_experts": 1,
-    }.items():
-        if keys.value(key, only) != only:
+    keys, layers = Keys(hub, SPELLINGS), read_layers(hub)
+    # What a config says of layers that it does not have is neither read nor refused.
+    mamba, attention, mlp, moe = (keys if kind in layers else Keys({}) for kind in "M*-E")
+    for part, key, only in (
+        (keys, "mlp_hidden_act", "relu2"),
+        (mamba, "mamba_hidden_act", "silu"),
+        (attention, "attention_bias", False),  # transformers 5.23.0 ignores it
+        (attention, "sliding_window", None),
+        (moe, "n_shared_experts", 1),
+        (keys, "residual_in_fp32", False),
+        (keys, "tie_word_embeddings", False),  # likewise
+    ):
+        if part.value(key, only) != only:
             raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {only!r}")
-    if keys.value("sliding_window", None) is not None:
-        raise ValueError(f"sliding_window {hub['sliding_window']!r} is not supported; only null is")
-    latent = hub.get("moe_latent_size")
-    latent = None if latent is None else keys.size("moe_latent_size", latent)
+    latent = moe.value("moe_latent_size", None)
+    latent = None if latent is None else moe.size("moe_latent_size", latent)
     config = Config(
         vocab_size=keys.size("vocab_size", 131072),
         hidden_size=keys.size("hidden_size", 4096),
-        layers=read_layers(hub),
+        layers=layers,
         max_position_embeddings=keys.size("max_position_embeddings", 4096),
         layer_norm_epsilon=keys.number("layer_norm_epsilon", 1e-5, above=0),
-        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
-        num_attention_heads=keys.size("num_attention_heads", 32),
-        num_key_value_heads=keys.size("num_key_value_heads", 8),
-        head_dim=keys.size("head_dim", 128),
-        attention_bias=keys.flag("attention_bias", False),
-        mamba_num_heads=keys.size("mamba_num_heads", 128),
-        mamba_head_dim=keys.size("mamba_head_dim", 64),
-        ssm_state_size=keys.size("ssm_state_size", 128),
-        n_groups=keys.size("n_groups", 8),
-        conv_kernel=keys.size("conv_kernel", 4),
-        chunk_size=keys.size("chunk_size", 128),
-        time_step_limit=read_limit(keys.value("time_step_limit", [0.0, math.inf])),
-        use_bias=keys.flag("use_bias", False),
-        use_conv_bias=keys.flag("use_conv_bias", True),
-        intermediate_size=keys.size("intermediate_size", 21504),
+        num_attention_heads=attention.size("num_attention_heads", 32),
+        num_key_value_heads=attention.size("num_key_value_heads", 8),
+        head_dim=attention.size("head_dim", 128),
+        mamba_num_heads=mamba.size("mamba_num_heads", 128),
+        mamba_head_dim=mamba.size("mamba_head_dim", 64),
+        ssm_state_size=mamba.size("ssm_state_size", 128),
+        n_groups=mamba.size("n_groups", 8),
+        conv_kernel=mamba.size("conv_kernel", 4),
+        chunk_size=mamba.size("chunk_size", 128),
+        time_step_limit=read_limit(mamba.value("time_step_limit", [0.0, math.inf])),
+        use_bias=mamba.flag("use_bias", False),
+        use_conv_bias=mamba.flag("use_conv_bias", True),
+        intermediate_size=mlp.size("intermediate_size", 21504),
         mlp_bias=keys.flag("mlp_bias", False),
-        n_routed_experts=keys.size("n_routed_experts", 8),
-        num_experts_per_tok=keys.size("num_experts_per_tok", 2),
-        moe_intermediate_size=keys.size("moe_intermediate_size", 7688),
-        moe_shared_expert_intermediate_size=keys.size("moe_shared_expert_intermediate_size", 7688),
+        n_routed_experts=moe.size("n_routed_experts", 8),
+        num_experts_per_tok=moe.size("num_experts_per_tok", 2),
+        moe_intermediate_size=moe.size("moe_intermediate_size", 7688),
+        moe_shared_expert_intermediate_size=moe.size("moe_shared_expert_intermediate_size", 7688),
         moe_latent_size=latent,
-        n_group=keys.size("n_group", 1),
-        topk_group=keys.size("topk_group", 1),
-        norm_topk_prob=keys.flag("norm_topk_prob", True),
-        routed_scaling_factor=keys.number("routed_scaling_factor", 1.0),
+        n_group=moe.size("n_group", 1),
+        topk_group=moe.size("topk_group", 1),
+        norm_topk_prob=moe.flag("norm_topk_prob", True),
+        routed_scaling_factor=moe.number("routed_scaling_factor", 1.0),
     )
     for large, small in (
         ("num_attention_heads", "num_key_value_heads"),
@@ -207,9 +207,25 @@ def read_limit(limit):
         if len(limit) == 2 and all(type(x) in (int, float) for x in limit):
             # What float32 cannot hold is no limit.
             low, high = (math.inf if x > torch.finfo().max else float(x) for x in limit)
-            if 0 <= low <= high:
+            if 0 <= low <= high and low < math.inf:
                 return low, high
     raise ValueError(f"time_step_limit is {limit!r}; it must be two numbers, 0 or more")
+
+
+class Exact(nn.Module):
+    """A module that keeps its parameters named in `float32` so, whatever the model is cast to."""
+
+    float32 = ()
+
+    def _apply(self, fn, recurse=True):
+        """As nn.Module's, which is behind .to(), .bfloat16() and the like."""
+        kept = {name: getattr(self, name).data for name in self.float32}
+        super()._apply(fn, recurse)
+        for name, data in kept.items():
+            parameter = getattr(self, name)
+            if not data.is_meta:
+                parameter.data = data.to(parameter.device)
+        return self
 
 
 class RMSNorm(nn.Module):
@@ -271,7 +287,8 @@ def ssd_chunk(x, dt, A, B, C, state):
 
     # 1. What the chunk's tokens see of each other. B and C are one for the heads of a group.
     later = x.new_full((l, l), -math.inf).triu(1)
-    decay = ((a[..., None] - a[..., None, :]).float() + later).exp2()  # (b, h, l, s)
+    decay = (a[..., None] - a[..., None, :]).float().clamp(max=0) + later  # (b, h, l, s)
+    decay = decay.exp2()
     scores = ((C @ B.mT)[:, :, None] * decay.view(b, g, -1, l, l)).view(b, h, l, l)
     y = (scores @ xdt.transpose(1, 2)).transpose(1, 2)  # (b, l, h, p)
 
@@ -301,17 +318,19 @@ def convolve(x, conv1d):
     return y if conv1d.bias is None else y.add_(conv1d.bias.float())
 
 
-class Mamba(nn.Module):
+class Mamba(Exact):
+    float32 = ("A_log", "D", "dt_bias")
+
     def __init__(self, config):
         super().__init__()
         h, g, n = config.mamba_num_heads, config.n_groups, config.ssm_state_size
         inner, w = h * config.mamba_head_dim, config.conv_kernel
-        self.groups, self.chunk_size = g, config.chunk_size
-        self.time_step_limit = config.time_step_limit
-        self.widths = inner, inner + 2 * g * n, h  # of z, xBC, dt
+        c = inner + 2 * g * n
+        self.chunk_size, self.time_step_limit = config.chunk_size, config.time_step_limit
+        self.x_shape, self.BC_shape = (h, config.mamba_head_dim), (g, n)
+        self.widths, self.xBC_widths = (inner, c, h), (inner, g * n, g * n)
         self.in_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.use_bias)
-        channels = self.widths[1]
-        self.conv1d = nn.Conv1d(channels, channels, w, groups=channels, bias=config.use_conv_bias)
+        self.conv1d = nn.Conv1d(c, c, w, groups=c, bias=config.use_conv_bias)
         self.dt_bias = nn.Parameter(torch.zeros(h))
         self.A_log = nn.Parameter(torch.zeros(h))
         self.D = nn.Parameter(torch.ones(h))
@@ -320,15 +339,13 @@ class Mamba(nn.Module):
 
     def new_state(self, batch, dtype):
         """What a row keeps before its first token: window (b, w-1, c), S (b, h, p, n) float32."""
-        inner, channels, h = self.widths
-        n = (channels - inner) // 2 // self.groups
-        zeros = self.A_log.new_zeros
-        window = zeros(batch, self.conv1d.kernel_size[0] - 1, channels, dtype=dtype)
-        return SSM(window, zeros(batch, h, inner // h, n, dtype=torch.float32))
+        channels, _, width = self.conv1d.weight.shape
+        zeros, state = self.A_log.new_zeros, (*self.x_shape, self.BC_shape[1])
+        window = zeros(batch, width - 1, channels, dtype=dtype)
+        return SSM(window, zeros(batch, *state, dtype=torch.float32))
 
     def forward(self, x, step, entry):
         b, t, _ = x.shape
-        inner, channels, h = self.widths
         z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
         dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
         if step.real is not None:
@@ -336,9 +353,9 @@ class Mamba(nn.Module):
             # leaves the state alone.
             count = step.real.sum(1, keepdim=True)  # (b, 1)
             order = step.real.logical_not().argsort(dim=1, stable=True)[..., None]  # (b, t, 1)
-            places = torch.arange(t, device=x.device)
             xBC = xBC.take_along_dim(order, 1)
-            dt = dt.take_along_dim(order, 1) * (places < count)[..., None]
+            real = torch.arange(t, device=x.device) < count  # (b, t)
+            dt = dt.take_along_dim(order, 1) * real[..., None]
 
         start = self.new_state(b, xBC.dtype) if entry is None else entry
         xBC = torch.cat((start.window, xBC), dim=1)  # (b, w-1 + t, c)
@@ -350,16 +367,16 @@ class Mamba(nn.Module):
         # From here on in float32, rounded once before out_proj.
         xBC = F.silu(convolve(xBC.float(), self.conv1d))  # (b, t, c)
 
-        x, B, C = xBC.split((inner, *[(channels - inner) // 2] * 2), dim=-1)
-        x = x.unflatten(-1, (h, -1))  # (b, t, h, p)
-        B, C = (y.unflatten(-1, (self.groups, -1)) for y in (B, C))  # (b, t, g, n)
+        x, B, C = xBC.split(self.xBC_widths, dim=-1)
+        x = x.unflatten(-1, self.x_shape)  # (b, t, h, p)
+        B, C = B.unflatten(-1, self.BC_shape), C.unflatten(-1, self.BC_shape)  # (b, t, g, n)
         A = -self.A_log.float().exp()  # (h)
         y, state = ssd(x, dt, A, B, C, start.state, self.chunk_size)
         y = (y + x * self.D.float()[:, None]).flatten(-2)  # (b, t, h p)
         if entry is not None:
             entry.follow(window, state)
         if step.real is not None:
-            y = y.take_along_dim(order.argsort(1), 1)
+            y = y.take_along_dim(order.argsort(1), 1)  # back to where they stood
         return self.out_proj(self.norm(y, z).type_as(z))  # (b, t, m)
 
 
@@ -381,13 +398,13 @@ def attend(q, k, v, mask):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
+        m, d = config.hidden_size, config.head_dim
         h, g = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = d
-        self.q_proj = nn.Linear(m, h * d, bias=bias)
-        self.k_proj = nn.Linear(m, g * d, bias=bias)
-        self.v_proj = nn.Linear(m, g * d, bias=bias)
-        self.o_proj = nn.Linear(h * d, m, bias=bias)
+        self.q_proj = nn.Linear(m, h * d, bias=False)
+        self.k_proj = nn.Linear(m, g * d, bias=False)
+        self.v_proj = nn.Linear(m, g * d, bias=False)
+        self.o_proj = nn.Linear(h * d, m, bias=False)
 
     def forward(self, x, step, kv):
         b, t, _ = x.shape
@@ -410,8 +427,10 @@ class MLP(nn.Module):
         return self.down_proj(F.relu(self.up_proj(x)).square())
 
 
-class Router(nn.Module):
+class Router(Exact):
     """Which experts each token passes, and what each of them counts; all in float32."""
+
+    float32 = ("weight", "e_score_correction_bias")
 
     def __init__(self, config):
         super().__init__()
@@ -484,8 +503,6 @@ class NemotronH(nn.Module):
     """The decoder with its language head: `NemotronHForCausalLM` on the Hub."""
 
     stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
-    # Parameters that are float32 whatever the model's dtype, by the ends of their names.
-    float32 = ("A_log", "D", "dt_bias", "gate.weight", "e_score_correction_bias")
 
     def __init__(self, config):
         super().__init__()
@@ -494,22 +511,11 @@ class NemotronH(nn.Module):
         self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layers)
         self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embeddings.weight
 
     @property
     def context_length(self):
         """The most tokens that the model is made to look back on."""
         return self.config.max_position_embeddings
-
-    def _apply(self, fn, recurse=True):
-        """As nn.Module's, behind .to(): moves all, but casts no parameter named in `float32`."""
-        kept = {name: p.data for name, p in self.named_parameters() if name.endswith(self.float32)}
-        super()._apply(fn, recurse)
-        for name, parameter in self.named_parameters():
-            if name in kept:
-                parameter.data = kept[name].to(parameter.device)
-        return self
 
     def new_cache(self, batch, max_length):
         """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
@@ -563,7 +569,6 @@ MIXER_NAMES = (
     *("in_proj.weight", "in_proj.bias", "conv1d.weight", "conv1d.bias", "A_log", "D", "dt_bias"),
     *("norm.weight", "out_proj.weight", "out_proj.bias"),
     *("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
-    *("q_proj.bias", "k_proj.bias", "v_proj.bias", "o_proj.bias"),
     *("up_proj.weight", "down_proj.weight", "up_proj.bias", "down_proj.bias"),
     *("gate.weight", "gate.e_score_correction_bias"),
     *("experts.{}.up_proj.weight", "experts.{}.down_proj.weight"),

@@ -212,6 +212,6 @@ def first_difference(theirs, ours, ids):
     theirs(ids), ours(ids)
     for i in range(len(our_layers)):
         difference = (outputs["theirs", i] - outputs["ours", i]).abs().max()
-        if difference > 2e-5:
+        if difference > TOLERANCE[theirs.config.model_type]:
             return f"block {i} is the first that differs, by {difference:.1e}"
     return "all blocks agree; the difference is behind them"

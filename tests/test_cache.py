@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from reference import random_nanochat, random_nemotron_h
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import nanomodels
 from nanomodels.cache import KV
@@ -212,7 +212,10 @@ def test_a_cache_file_that_is_not_whole_is_refused_and_changes_nothing(model, tm
     assert not list(tmp_path.iterdir())
     cache.save(path, ids[:, :7].tolist())
     whole = path.read_bytes()
-    for wrong in (whole[:-9], whole[:20], b"", whole.replace(b'"ids"', b'"idz"')):
+    tensors, ids_of_six = load_file(path), ids[:, :6].tolist()
+    save_file(tensors, path, metadata={"ids": str(ids_of_six)})
+    fewer = path.read_bytes()
+    for wrong in (whole[:-9], whole[:20], b"", whole.replace(b'"ids"', b'"idz"'), fewer):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match="saved: not a cache that was saved whole"):
             cache.load(path)

@@ -43,7 +43,7 @@ def random_ids(model, batch, tokens, seed=0):
 @torch.inference_mode()
 def test_logits_match_transformers(pair):
     theirs, ours = pair
-    ids = random_ids(ours, 2, 41)
+    ids = random_ids(ours, 2, 53)  # more than three Mamba chunks, and not a multiple of them
     expected, found = theirs(ids).logits, ours(ids)
     assert expected.std() > 1
     assert found.dtype == torch.float32

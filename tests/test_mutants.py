@@ -109,6 +109,23 @@ MUTANTS = {
         "others[..., None], -math.inf)",
         "others[..., None], 0.0)",
     ),
+    "Nemotron-H: a router's product in the model's dtype": (
+        "nemotron_h.py",
+        "scores = F.linear(x.float(), self.weight.float()).sigmoid()",
+        "scores = F.linear(x, self.weight.type_as(x)).float().sigmoid()",
+    ),
+    "Nemotron-H: dt in bf16, then cast": (
+        "nemotron_h.py",
+        "F.softplus(dt.float() + self.dt_bias.float())",
+        "F.softplus(dt + self.dt_bias.type_as(dt)).float()",
+    ),
+    "Nemotron-H: B and C repeated for each head": (
+        "nemotron_h.py",
+        "    pieces = []\n    for start in range(0, x.shape[1], chunk):",
+        "    r = x.shape[2] // B.shape[2]\n"
+        "    B, C = B.repeat_interleave(r, 2), C.repeat_interleave(r, 2)\n"
+        "    pieces = []\n    for start in range(0, x.shape[1], chunk):",
+    ),
     "Nemotron-H: a router in bf16": (
         "nemotron_h.py",
         "scores + self.e_score_correction_bias.float()",
@@ -116,7 +133,7 @@ MUTANTS = {
     ),
     "Nemotron-H: its exact parameters cast": (
         "nemotron_h.py",
-        "parameter.data = kept[name].to(parameter.device)",
+        "parameter.data = data.to(parameter.device)",
         "pass",
     ),
     "Nemotron-H: its exact parameters loaded in bf16": (

@@ -139,6 +139,14 @@ def test_a_small_step_after_large_ones_keeps_its_decay():
     assert ((y - expected)[:, 40:].abs() <= 1e-6 * expected[:, 40:]).all()
 
 
+def test_steps_that_forget_everything_give_no_nan():
+    x, dt, ones = torch.randn(1, 9, 2, 3), torch.full((1, 9, 2), 1e4), torch.ones(1, 9, 1, 4)
+    A = -torch.tensor([80.0, 1.0]).exp()
+    y, state = nemotron_h.ssd(x, dt, A, ones, ones, torch.zeros(1, 2, 3, 4), 4)
+    expected, last = recurrence(x, dt, A, ones, ones, torch.zeros(1, 2, 3, 4))
+    assert relative(y, expected) <= 1e-5 and relative(state, last) <= 1e-5
+
+
 class Sizes(TorchDispatchMode):
     """Notes the largest tensor that any operation makes, in bytes."""
 
@@ -152,11 +160,11 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def largest_of_a_scan(t, chunk):
-    x, dt = torch.randn(1, t, 8, 4), torch.rand(1, t, 8)
-    B, state = torch.randn(1, t, 2, 16), torch.zeros(1, 8, 4, 16)
+def largest_of_a_scan(t, chunk, h=8, g=2, n=16):
+    x, dt = torch.randn(1, t, h, 4), torch.rand(1, t, h)
+    B, state = torch.randn(1, t, g, n), torch.zeros(1, h, 4, n)
     with Sizes() as sizes:
-        nemotron_h.ssd(x, dt, -torch.ones(8), B, B, state, chunk)
+        nemotron_h.ssd(x, dt, -torch.ones(h), B, B, state, chunk)
     return sizes.largest, x.nbytes
 
 
@@ -165,6 +173,25 @@ def test_memory_of_the_scan_is_linear_and_a_short_prompt_pays_for_no_whole_chunk
     for t in (10, 1000, 4000):
         largest, size = largest_of_a_scan(t, 256)
         assert largest <= max(size, 8 * 8 * min(t, 256) ** 2)
+    for t in (1000, 4000):  # B and C for each head, or a matrix of chunks by chunks, would be more
+        largest, size = largest_of_a_scan(t, 4, h=32, g=1, n=64)
+        assert largest <= size
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_what_a_long_prompt_needs_beside_the_cache(tmp_path, kind):
+    """Mamba layers: the same for any length. Attention: one piece's mask, a byte for each token."""
+    model = ours(tmp_path, 4, layers_block_type=[kind, "mlp"], max_position_embeddings=10_000)
+    largest = []
+    for tokens in (2_000, 8_000):
+        cache = model.new_cache(1, tokens)
+        with Sizes() as sizes:
+            list(nanomodels.generate(model, [1] * tokens, max_new_tokens=1, cache=cache))
+        largest.append(sizes.largest)
+    if kind == "linear_attention":
+        assert largest[0] == largest[1]
+    else:
+        assert largest[1] <= max(entry.k.nbytes for entry in cache.entries[:1]) + 4 * 512 * 8_000
 
 
 def mixer_by_the_token(mixer, config, u):
@@ -419,15 +446,26 @@ def test_a_near_tie_is_decided_in_float32(tmp_path):
     assert (mine(x.bfloat16())[0] == 11).all()
 
 
+def test_the_routers_product_is_float32_for_a_bf16_model():
+    """H17: experts and weights of 1000 bf16 rows are those of the same rows in float32."""
+    theirs, mine, x = router(4)
+    mine = mine.bfloat16()
+    assert not torch.equal(mine.weight, mine.weight.bfloat16())
+    x = x.bfloat16()
+    _, expected_weights, expected = theirs(x.float())
+    chosen, weights = mine(x)
+    order, expected_order = chosen.argsort(), expected.argsort()
+    assert torch.equal(chosen.gather(1, order), expected.gather(1, expected_order))
+    close(weights.gather(1, order), expected_weights.gather(1, expected_order), 1e-6)
+
+
 def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
     """H9, H10, H16: read from a bf16 checkpoint, asked for as bf16, or cast afterwards."""
     theirs = random_nemotron_h(11, **HYBRID)
-    exact = {
-        n: p for n, p in theirs.state_dict().items() if n.endswith(nemotron_h.NemotronH.float32)
-    }
+    keep = ("A_log", "D", "dt_bias", "gate.weight", "e_score_correction_bias")
+    exact = {name: p for name, p in theirs.state_dict().items() if name.endswith(keep)}
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    keep = nemotron_h.NemotronH.float32
     mixed = {n: t if n.endswith(keep) else t.bfloat16() for n, t in tensors.items()}
     casts = [
         nanomodels.load(tmp_path, dtype=torch.bfloat16),
@@ -457,17 +495,34 @@ def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
     assert [type(entry) for entry in cache.entries] == [SSM, type(None), KV, SSM, type(None)]
 
 
-def test_steps_of_dt_are_float32_in_a_bf16_model(tmp_path, monkeypatch):
-    model = ours(tmp_path, 11, **HYBRID).bfloat16()
+def test_what_the_scan_is_given_is_float32_in_a_bf16_model(tmp_path, monkeypatch):
+    """H10: dt to the last bit; a sum or a softplus in bf16 would show."""
+    model = ours(tmp_path, 11, **HYBRID, time_step_limit=(0.0, math.inf)).bfloat16()
     seen, ssd = [], nemotron_h.ssd
 
     def spy(*args):
-        seen.append([a.dtype for a in args[:-1]])
+        seen.append(args[:-1])
         return ssd(*args)
 
     monkeypatch.setattr(nemotron_h, "ssd", spy)
-    model(ids_of(model, 1, 5))
-    assert seen == [[torch.float32] * 6] * 2
+    mixer = model.layers[0].mixer
+    u = torch.randn(1, 5, model.config.hidden_size).bfloat16()
+    mixer(u, nanomodels.cache.place(None, None, 1, 5, "cpu"), None)
+    assert [a.dtype for a in seen[0]] == [torch.float32] * 6
+    dt = mixer.in_proj(u)[..., -model.config.mamba_num_heads :].float()
+    assert torch.equal(seen[0][1], F.softplus(dt + mixer.dt_bias))
+    assert not torch.equal(mixer.dt_bias, mixer.dt_bias.bfloat16())
+
+
+def test_parts_of_a_model_and_models_without_weights_can_be_moved(tmp_path):
+    model = ours(tmp_path, 11, **HYBRID)
+    for layer in model.layers:
+        layer.bfloat16()
+    assert model.layers[0].mixer.A_log.dtype == torch.float32
+    assert model.layers[1].mixer.gate.weight.dtype == torch.float32
+    with torch.device("meta"):
+        empty = nemotron_h.NemotronH(model.config)
+    assert {p.device.type for p in empty.to_empty(device="cpu").parameters()} == {"cpu"}
 
 
 def decoded(step, ids, prompt):
@@ -508,7 +563,7 @@ def test_bf16_decoding_stays_as_close_to_float32_as_that_of_transformers(tmp_pat
         mine.append(divergence(expected, found))
         found = decoded(lambda x: theirs(x, past_key_values=past).logits, ids, 40)  # noqa: B023
         its.append(divergence(expected, found))
-    assert sum(mine) <= sum(its), (mine, its)
+    assert sum(mine) < 0.95 * sum(its), (mine, its)
     assert max(mine) < 0.02
 
 
@@ -564,6 +619,9 @@ def test_both_spellings_of_the_layers_and_of_the_keys_are_read():
         ({"time_step_limit": [0.0, {"__float__": "NaN"}]}, "time_step_limit is"),
         ({"time_step_limit": [float("nan"), 1.0]}, "time_step_limit is"),
         ({"sliding_window": 512}, "sliding_window 512 is not supported"),
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True is not supported"),
+        ({"time_step_limit": [1e308, 1e308]}, "time_step_limit is"),
         ({"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu' is not supported; supported: 'relu2'"),
         ({"mamba_hidden_act": "relu"}, "mamba_hidden_act 'relu' is not supported"),
         ({"residual_in_fp32": True}, "residual_in_fp32 True is not supported"),
@@ -584,6 +642,27 @@ def test_both_spellings_of_the_layers_and_of_the_keys_are_read():
 def test_a_config_that_is_not_understood_is_refused_by_the_key(changes, message):
     with pytest.raises(ValueError, match=message):
         nemotron_h.config_from_hub(hub(**changes))
+
+
+def test_keys_of_layers_that_are_not_there_are_not_read():
+    zeros = {"n_routed_experts": 0, "n_shared_experts": 0, "moe_latent_size": 0}
+    assert nemotron_h.config_from_hub({"hybrid_override_pattern": "M-", **zeros}).layers == "M-"
+    none = {"mamba_num_heads": 0, "num_attention_heads": 0, "intermediate_size": 0}
+    assert nemotron_h.config_from_hub({"hybrid_override_pattern": "E", **none}).layers == "E"
+
+
+def test_a_parameter_that_is_there_twice_is_refused(tmp_path):
+    random_nemotron_h(11, **HYBRID).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    again = {"model.norm_f.weight": tensors["backbone.norm_f.weight"].clone()}
+    save_file(tensors | again, path)
+    with pytest.raises(ValueError, match=r"twice: .*backbone.norm_f.weight, model.norm_f.weight"):
+        nanomodels.load(tmp_path)
+    again = {"model.layers.1.mixer.experts.up_proj": torch.tensor(1.0)}
+    save_file(tensors | again, path)
+    with pytest.raises(ValueError, match="experts.up_proj is one number"):
+        nanomodels.load(tmp_path)
 
 
 def test_tensors_of_the_draft_head_are_left_out_and_named(tmp_path):
@@ -632,14 +711,16 @@ def test_the_language_model_of_a_multimodal_checkpoint_is_read(tmp_path):
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = {f"language_model.{name}": tensor for name, tensor in load_file(path).items()}
-    save_file(tensors | {"vision_model.blocks.0.weight": torch.zeros(3)}, path)
+    others = {"vision_model.blocks.0.weight": torch.zeros(3), "scale": torch.ones(1)}
+    save_file(tensors | others, path)
     config = json.loads((tmp_path / "config.json").read_text())
     whole = {"model_type": "NemotronH_Nano_VL_V2", "llm_config": config, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(whole))
     model = nanomodels.load(tmp_path)
-    assert model.skipped == {"vision_model.blocks.0.weight": 12}
+    assert model.skipped == {"vision_model.blocks.0.weight": 12, "scale": 4}
     ids = ids_of(model, 1, 9)
     close(model(ids), theirs(ids).logits)
-    save_file(tensors | {"language_model.adapter.weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="unexpected tensors: language_model.adapter.weight"):
-        nanomodels.load(tmp_path)
+    for name in ("language_model.adapter.weight", "backbone.norm_f.weight", "lm_head.weight"):
+        save_file(tensors | {name: torch.zeros(3)}, path)
+        with pytest.raises(ValueError, match=f"unexpected tensors: {name}"):
+            nanomodels.load(tmp_path)
