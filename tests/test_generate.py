@@ -245,7 +245,7 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["Hi", "--think"], "--think: the chat template of"),
         (["Hi", "--no-think"], "nanochat-tiny knows no such switch"),
         (["Hi", "--tools", "x.json"], "nanochat-tiny knows no tools"),
-        (["Hi", "--raw", "--no-think"], "--no-think needs a chat template, and there is none in use"),
+        (["Hi", "--raw", "--no-think"], "--no-think needs a chat template"),
         (["Hi", "--raw", "--tools", "x.json"], "--tools needs a chat template"),
     ],
     ids=lambda value: str(value)[:40],
