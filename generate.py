@@ -143,7 +143,7 @@ def run(args):
     Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
 
     began = time.perf_counter()
-    model = load(args.model, device, dtype, None if args.quiet else show_loading)
+    model = load(args.model, device, dtype, None if args.quiet else show_loading, args.era)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)

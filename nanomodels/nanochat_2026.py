@@ -260,7 +260,8 @@ class NanoChat2026(nn.Module):
     """The whole decoder with its head."""
 
     stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
-    float32 = ("_lambdas", "_lambda")  # whatever the model's dtype
+    # Stay so, whatever the dtype asked for.
+    float32 = ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
 
     def __init__(self, config):
         super().__init__()
