@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("decoders", "nanochat", "nemotron_h", "cache", "decoding")
+NAMES = ("decoders", "nanochat", "nanochat_2026", "nemotron_h", "cache", "decoding")
 NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 
 # name: (file, what stands there, what stands there instead)
@@ -195,13 +195,13 @@ MUTANTS = {
     ),
     "Nemotron-H: padding that moves the state": (
         "nemotron_h.py",
-        "dt = dt.take_along_dim(order, 1) * (places < count)[..., None]",
+        "dt = dt.take_along_dim(order, 1) * real[..., None]",
         "dt = dt.take_along_dim(order, 1)",
     ),
     "Nemotron-H: padding in the convolution": (
         "nemotron_h.py",
-        "xBC = xBC.take_along_dim(order, 1)\n            dt = dt",
-        "dt = dt",
+        "            xBC = xBC.take_along_dim(order, 1)\n",
+        "",
     ),
     "Nemotron-H: no state from one chunk to the next": (
         "nemotron_h.py",
@@ -221,6 +221,26 @@ MUTANTS = {
         "chosen, weights = self.gate(rows)\n        u = self.fc1_latent_proj(rows)",
         "u = self.fc1_latent_proj(rows)\n"
         "        chosen, weights = self.gate(F.pad(u, (0, rows.shape[1] - u.shape[1])))",
+    ),
+    "2026: a window a token too short": (
+        "nanochat_2026.py",
+        "(key >= query - window)",
+        "(key > query - window)",
+    ),
+    "2026: the gates of another era": (
+        "nanochat_2026.py",
+        "self.gate_scale * self.ve_gate",
+        "2.0 * self.ve_gate",
+    ),
+    "2026: a smear that forgets the piece before": (
+        "nanochat_2026.py",
+        "ids_before(ids, seen, t), step)",
+        "ids_before(input_ids, step.positions, t), step)",
+    ),
+    "2026: the middle a layer early": (
+        "nanochat_2026.py",
+        "if i == self.config.num_hidden_layers // 2:",
+        "if i == self.config.num_hidden_layers // 2 - 1:",
     ),
     "a snapshot of views": (
         "cache.py",

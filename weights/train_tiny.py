@@ -3,15 +3,17 @@
     python weights/train_tiny.py nanochat-tiny              # train, write weights/nanochat-tiny/
     python weights/train_tiny.py nanochat-tiny --evaluate   # measure the folder that is there
 
-and the same with nemotron-tiny. nanochat-tiny learns conversations that chat_corpus.py makes and
-tinyshakespeare.txt beside it, nemotron-tiny the stories of story_corpus.py. Seeds and steps are
-fixed, so a second run on the same machine and torch gives the same weights. The folder has the
+and the same with nemotron-tiny and nemotron-h-tiny. nanochat-tiny learns conversations that
+chat_corpus.py makes and tinyshakespeare.txt beside it, nemotron-tiny the stories of
+story_corpus.py, nemotron-h-tiny to find things in the notes of recall_corpus.py. Seeds and steps
+are fixed, so a second run on the same machine and torch gives the same weights. The folder has the
 Hub's layout; it is written beside the old one and takes its place at the end.
 """
 
 import argparse
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +31,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.nn.functional as F
 from chat_corpus import WEIGHTS, Corpus
+from recall_corpus import (
+    COLOURS,
+    FACTS,
+    HOLDERS,
+    LEADS,
+    NAMES,
+    PLACES,
+    QUALITIES,
+    SMALL_TALK,
+    SYSTEMS,
+    THINGS,
+    TOWNS,
+    UNKNOWN,
+    Notes,
+    small_talk,
+)
 from safetensors.torch import save_file
 from story_corpus import last_named, main_character, names_in, story
 from tokenizers import (
@@ -47,10 +65,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from nanomodels import checkpoint, nanochat, nemotron  # noqa: E402  (the checkout's, installed or not)
+# The checkout's, installed or not.
+from nanomodels import checkpoint, nanochat, nemotron, nemotron_h  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
-# The recipe of nanochat-tiny, and what both share
+# The recipe of nanochat-tiny, and what all share
 
 VOCAB_SIZE = 1536
 STEPS = 3200
@@ -140,7 +159,7 @@ def nanochat_files(config):
 STORY_STEPS = 1000
 STORY_ROW_LENGTHS = (256, 256, 256, 512)
 # Nothing normalises a Nemotron's embedding: smaller steps for it.
-STORY_RATES = {"matrix": MATRIX_RATE, "embedding": 0.05, "head": HEAD_RATE, "norm": 0.01}
+STORY_RATES = {"matrix": MATRIX_RATE, "embedding": 0.05, "head": HEAD_RATE, "other": 0.01}
 HELD_OUT_SEED = 20_000
 SAMPLES, TEMPERATURE, PROMPT = 200, 0.7, "Once upon a time"
 
@@ -193,6 +212,147 @@ def nemotron_files(config):
 
 
 # --------------------------------------------------------------------------------------------------
+# The recipe of nemotron-h-tiny
+
+RECALL_STEPS = 2500
+RECALL_TOKENS_PER_STEP = 2048
+# Up to this part of the run, rows of these lengths: recall is learned on short notes first.
+RECALL_ROW_LENGTHS = (
+    (0.1, (128,)),
+    (0.45, (256,)),
+    (0.65, (256, 512)),
+    (1.0, (256, 512, 1024, 2048)),
+)
+RECALL_RATES = {
+    **{"matrix": 0.01, "embedding": 0.003, "head": 0.005},
+    **{"other": 0.004, "router": 0.002, "balance": 0.003},
+}
+RECALL_VOCAB_SIZE = 896
+RECALL_LENGTHS = (256, 512, 1024, 2048, 4096)  # of the prompts to measure with
+RECALL_PROMPT = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n"
+
+# The first ids, as in the family's 131,072; the 256 bytes follow them, then the merges.
+RECALL_SPECIAL_TOKENS = [
+    *("<unk>", "<s>", "</s>"),
+    *(f"<SPECIAL_{n}>" for n in range(3, 10)),
+    *("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *(f"<SPECIAL_{n}>" for n in range(16, 20)),
+]
+# As the family's: single digits, no contractions.
+RECALL_SPLIT_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# ChatML as Nemotron 3 writes it; what was thought before the last question is left out.
+RECALL_TEMPLATE = """\
+{%- set thinks = enable_thinking | default(true) -%}
+{%- set forgets = truncate_history_thinking | default(true) -%}
+{%- set opening = messages[0].role == 'system' -%}
+{%- set turns = messages[1:] if opening else messages -%}
+{%- set last = namespace(question=-1) -%}
+{%- for turn in turns if turn.role == 'user' -%}
+    {%- set last.question = last.question + 1 -%}
+{%- endfor -%}
+{%- set seen = namespace(questions=0) -%}
+{{- '<|im_start|>system\\n' ~ (messages[0].content if opening else '') ~ '<|im_end|>\\n' -}}
+{%- for turn in turns -%}
+    {{- '<|im_start|>' ~ turn.role ~ '\\n' -}}
+    {%- if turn.role == 'user' -%}
+        {%- set seen.questions = seen.questions + 1 -%}
+        {{- turn.content -}}
+    {%- elif turn.role == 'assistant' -%}
+        {%- set said = (turn.content or '').split('</think>') -%}
+        {%- set thought = turn.reasoning_content or said[:-1] | join | replace('<think>', '') -%}
+        {%- if thought | trim and not (forgets and seen.questions <= last.question) -%}
+            {{- '<think>\\n' ~ thought | trim ~ '\\n</think>\\n' -}}
+        {%- else -%}
+            {{- '<think></think>' -}}
+        {%- endif -%}
+        {{- said[-1] | trim -}}
+    {%- else -%}
+        {{- raise_exception('roles: system first, then user and assistant; not ' ~ turn.role) -}}
+    {%- endif -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' ~ ('<think>\\n' if thinks else '<think></think>') -}}
+{%- endif -%}"""
+
+
+def nemotron_h_config(token_id):
+    """config.json of nemotron-h-tiny; token_id gives the id of a special token."""
+    return {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "vocab_size": RECALL_VOCAB_SIZE,
+        "hidden_size": 192,
+        "num_hidden_layers": 10,
+        "hybrid_override_pattern": "MEM*-MEM*-",
+        "mamba_num_heads": 12,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 32,
+        "n_groups": 2,
+        "conv_kernel": 4,
+        "chunk_size": 32,
+        "expand": 2,
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
+        "mamba_ssm_cache_dtype": "float32",
+        "time_step_min": 0.001,
+        "time_step_max": 0.1,
+        "time_step_floor": 0.0001,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "sliding_window": None,
+        "intermediate_size": 512,
+        "mlp_hidden_act": "relu2",
+        "mlp_bias": False,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 192,
+        "n_shared_experts": 1,
+        "moe_shared_expert_intermediate_size": 256,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "max_position_embeddings": max(RECALL_LENGTHS),
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "rescale_prenorm_residual": True,
+        "residual_in_fp32": False,
+        "hidden_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "num_logits_to_keep": 1,
+        "bos_token_id": token_id("<s>"),
+        "eos_token_id": token_id("</s>"),
+        "pad_token_id": token_id("<unk>"),
+        "dtype": "bfloat16",
+        "transformers_version": "5.23.0",
+    }
+
+
+def nemotron_h_files(config):
+    """Of nemotron-h-tiny what its other files have of their own."""
+    named = {
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<unk>",
+        "unk_token": "<unk>",
+        "add_bos_token": False,
+    }
+    stops = [config["eos_token_id"], RECALL_SPECIAL_TOKENS.index("<|im_end|>")]
+    return named, {}, stops, {"do_sample": False}
+
+
+# --------------------------------------------------------------------------------------------------
 # Data
 
 
@@ -222,30 +382,10 @@ def train_tokenizer(corpus):
             for _, text in corpus.conversation(random):
                 yield text
 
-    def split_by(pattern):
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = split_by(SPLIT_PATTERN.replace("{1,2}", ""))
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    merges = learn_merges(
+        texts(), SPLIT_PATTERN.replace("{1,2}", ""), VOCAB_SIZE - len(SPECIAL_TOKENS)
     )
-    learner.train_from_iterator(texts(), trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-
-    vocabulary = {letter: byte for byte, letter in enumerate(byte_letters())}
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = split_by(SPLIT_PATTERN)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(merges, SPLIT_PATTERN, first=())
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     bos = "<|bos|>"
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -255,6 +395,39 @@ def train_tokenizer(corpus):
     )
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} ids, not {VOCAB_SIZE}")
+    return tokenizer
+
+
+def split_by(pattern):
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def learn_merges(texts, pattern, size):
+    """The merges of a byte-level BPE with `size` tokens, bytes among them."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = split_by(pattern)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def byte_level(merges, pattern, first):
+    """A byte-level BPE whose ids are those of the tokens `first`, the bytes, the merges."""
+    vocabulary = {token: i for i, token in enumerate([*first, *byte_letters()])}
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = split_by(pattern)
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -323,6 +496,126 @@ def convert(pieces):
     return tokenizer
 
 
+def train_recall_tokenizer(_):
+    """The family's layout: special tokens first, then the bytes, then the merges; no BOS added."""
+
+    def texts():
+        random = Random(SEED)
+        for _ in range(4000):
+            notes = Notes(random)
+            yield " " + " ".join(notes.sentence() for _ in range(30))
+            for fact in notes.facts:
+                yield from notes.ask(fact)
+            yield from small_talk(random)
+        yield from (*LEADS, *SYSTEMS, UNKNOWN)
+
+    size = RECALL_VOCAB_SIZE - len(RECALL_SPECIAL_TOKENS)
+    merges = learn_merges(texts(), RECALL_SPLIT_PATTERN, size)
+    tokenizer = byte_level(merges, RECALL_SPLIT_PATTERN, RECALL_SPECIAL_TOKENS)
+    tokenizer.add_special_tokens(RECALL_SPECIAL_TOKENS)
+    if tokenizer.get_vocab_size() != RECALL_VOCAB_SIZE:
+        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} ids")
+    return tokenizer
+
+
+class RecallRows:
+    """Rows of a chat about notes, question after question; what the assistant says is learned."""
+
+    def __init__(self, _, tokenizer, seed):
+        self.tokenizer, self.random = tokenizer, Random(seed)
+        words = (*NAMES, *TOWNS, *COLOURS, *HOLDERS, *QUALITIES, *THINGS, *PLACES)
+        ids = [self.encode(f" {word}")[0] for word in words]
+        self.few = sorted({*ids, *(self.encode(digit)[0] for digit in "0123456789")})
+
+    def encode(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def batch(self, count, length, part):
+        """`count` rows of `length` tokens: (ids, targets).
+
+        Copying is what all else is made of, and rows that repeat a few random tokens teach it
+        soonest: only those at first, none from three eighths of the run on. Of the chats the early
+        ones have short notes, and up to half of them begin with repeating the notes.
+        """
+        early = max(0.0, 1 - 2 * part)
+        share = 1.0 if part < 0.04 else 0.5 * early
+        drills = round(count * share)
+        sentences = round((count - drills) * 0.6 * early)
+        rows = [self.drill(length + 1) for _ in range(drills)]
+        rows += [self.sentences(length + 1) for _ in range(sentences)]
+        rows += [self.chats(length + 1, early) for _ in range(count - drills - sentences)]
+        rows = torch.tensor(rows)
+        ids, learned = rows.unbind(1)  # each (rows, length + 1)
+        targets = ids[:, 1:].masked_fill(learned[:, 1:] == 0, -100)
+        return ids[:, :-1].contiguous(), targets.contiguous()
+
+    def drill(self, length):
+        """A few tokens of the vocabulary in a random order, again and again."""
+        random = self.random
+        kinds = random.sample(self.few, random.randint(4, 16))
+        tokens = random.choices(kinds, k=random.randint(4, 24))
+        times = length // len(tokens) + 1
+        return (tokens * times)[:length], ([0] * len(tokens) + [1] * length)[:length]
+
+    def sentences(self, length):
+        """Facts, then the same ones over and over; learned is what follows a name that is known."""
+        random = self.random
+        kinds = random.choice((tuple(FACTS), *((kind,) for kind in FACTS)))
+        notes = Notes(random, facts_share=1.0, kinds=kinds)
+        ids = [i for _ in range(random.randint(2, 7)) for i in self.encode(" " + notes.sentence())]
+        learned = [0] * len(ids)
+        while len(ids) < length:
+            kind, slots, sentence = random.choice(notes.facts)
+            name = slots[FACTS[kind].slots[0]]
+            given = len(self.encode(" " + sentence[: sentence.index(name)] + name))
+            more = self.encode(" " + sentence)
+            ids += more
+            learned += [0] * given + [1] * (len(more) - given)
+        return ids[:length], learned[:length]
+
+    def chats(self, length, early):
+        """Chats one after another, the last one cut off: notes, then each fact of them asked once.
+
+        Once only: asked again, it would be copied from the answer before, not from the notes. And
+        mostly facts of one kind, so that only the name, or what else is asked, tells them apart.
+        """
+        random, ids, learned = self.random, [], []
+
+        def add(text, mine=0):
+            ids.extend(more := self.encode(text))
+            learned.extend([mine] * len(more))
+
+        while len(ids) < length:
+            system = random.choice(SYSTEMS) if random.random() < 0.1 else ""
+            text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+            turns, share = [], random.choice((0.0, 0.5, 1.0))  # of the turns with thinking
+            if random.random() < 0.05:
+                turns.append(small_talk(random))
+            else:
+                kinds = random.choice((tuple(FACTS), *((kind,) for kind in FACTS)))
+                notes = Notes(random, random.uniform(0.4, 1.0), kinds)
+                room = random.uniform(20, max(60, (length - len(ids)) * (0.8 - 0.6 * early)))
+                text += random.choice(LEADS)
+                while room > 0:
+                    sentence = " " + notes.sentence()
+                    text += sentence
+                    room -= len(self.encode(sentence))
+                text += random.choice((" ", " ", " ", "\n", "\n\n"))
+                for fact in random.sample(notes.facts, len(notes.facts)):
+                    if random.random() < 0.06:
+                        turns += filter(None, [notes.ask_unknown()])
+                    turns.append(notes.ask(fact))
+            for question, reasoning, answer in turns:
+                thinks = random.random() < share
+                add(f"{text}{question}<|im_end|>\n<|im_start|>assistant\n")
+                add("<think>\n" if thinks else "<think></think>")
+                thought = f"{reasoning}\n</think>\n" if thinks else ""
+                add(f"{thought}{answer}<|im_end|>", 1)
+                add("\n")
+                text = "<|im_start|>user\n"
+        return ids[:length], learned[:length]
+
+
 class StoryRows:
     """Rows of stories, each with </s> behind it; a row begins with a story and may end within."""
 
@@ -359,9 +652,9 @@ class Rows:
             self.text += encoding.ids
         self.waiting = []
 
-    def batch(self, count, length, text_share):
-        """`count` rows of `length` tokens, this share of them plays, the others conversations."""
-        texts = round(count * text_share)
+    def batch(self, count, length, part):
+        """`count` rows of `length` tokens, plays and conversations as TEXT_SHARE says."""
+        texts = round(count * next(share for end, share in TEXT_SHARE if part < end))
         rows = [self.play(length + 1) for _ in range(texts)]
         rows += [self.conversations(length + 1) for _ in range(count - texts)]
         ids, learned = torch.tensor(rows).unbind(1)  # each (rows, length + 1)
@@ -415,15 +708,63 @@ class Rows:
 def initialise(model, seed):
     """nanochat's start: matrices by their fan-in, what writes to the residual stream at zero."""
     generator = torch.Generator().manual_seed(seed)
+    scale = {"embed_tokens.weight": 1.0, "embeddings.weight": 1.0, "lm_head.weight": 0.001}
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
-            continue  # of a norm, zero: gain 1, no bias
-        if name.endswith(("o_proj.weight", "fc2.weight", "down_proj.weight")):
+            continue  # as the class makes it; of a norm: gain 1, no bias
+        if name.endswith(("o_proj.weight", "fc2.weight", "down_proj.weight", "out_proj.weight")):
             torch.nn.init.zeros_(weight)
+        elif weight.ndim == 3:  # a convolution over time
+            bound = weight.shape[2] ** -0.5
+            torch.nn.init.uniform_(weight, -bound, bound, generator=generator)
         else:
-            scale = {"embed_tokens.weight": 1.0, "lm_head.weight": 0.001}
             deviation = scale.get(name.removeprefix("model."), weight.shape[1] ** -0.5)
             torch.nn.init.normal_(weight, std=deviation, generator=generator)
+    if isinstance(model, nemotron_h.NemotronH):
+        initialise_hybrid(model, generator)
+
+
+@torch.no_grad()
+def initialise_hybrid(model, generator):
+    """A start that already recalls a little: layers near to what they are to become.
+
+    Most heads of a Mamba layer hand on the token that stood 1 to 3 places before, turned by a
+    rotation; keys look at that, queries at the token itself and a little at those before; values
+    and the head give back what is found. After the idea of arXiv 2305.09828 and 2410.11135.
+    """
+    m = model.config.hidden_size
+    turned = torch.linalg.qr(torch.randn(m, m, generator=generator)).Q
+    model.lm_head.weight.copy_(0.05 * model.embeddings.weight)
+    for mixer in (layer.mixer for layer in model.layers):
+        if isinstance(mixer, nemotron_h.Attention):
+            k, v = (
+                weight.view(-1, 1, mixer.head_dim, m)
+                for weight in (mixer.k_proj.weight, mixer.v_proj.weight)
+            )  # (g, 1, d, m)
+            q = mixer.q_proj.weight.view(len(k), -1, *k.shape[2:])  # (g, h/g, d, m)
+            q.copy_((k + 0.2 * k @ turned.T).expand_as(q))
+            k.copy_(4 * k @ turned.T)
+            mixer.o_proj.weight.copy_(0.5 * v.expand_as(q).flatten(0, 2).T)
+        elif isinstance(mixer, nemotron_h.Mamba):
+            inner, channels, heads = mixer.widths
+            width = (channels - inner) // 2  # of B, and of C
+            B, C = mixer.in_proj.weight[2 * inner : 2 * inner + 2 * width].mul_(0.5).split(width)
+            C.copy_(B)
+            B, C = mixer.conv1d.weight[inner:].split(width)
+            C.copy_(B)
+            mixer.conv1d.bias.zero_()
+            taps = mixer.conv1d.weight[:inner].view(heads, -1, mixer.conv1d.kernel_size[0])
+            taps *= 0.1
+            for head in range(heads):
+                taps[head, :, -2 - max(0, head % 4 - 1)] += 1  # of four heads two look 1 place back
+            mixer.out_proj.weight.copy_(0.5 * turned @ mixer.in_proj.weight[inner : 2 * inner].T)
+            mixer.in_proj.weight[-heads:] *= 0.3
+            dt = torch.full((heads,), 0.3)
+            mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus turned round
+            # Two heads of three forget at once, the others in 30 to 1000 tokens.
+            mixer.A_log.copy_(torch.full((heads,), 10.0).log())
+            slow = mixer.A_log[::3]
+            slow.copy_(torch.linspace(math.log(0.1), math.log(0.003), len(slow)))
 
 
 class Muon(torch.optim.Optimizer):
@@ -439,13 +780,18 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 shapes[weight.shape].append(weight)
             for shape, weights in shapes.items():
-                gradients = torch.stack([weight.grad for weight in weights])
+                gradients = torch.stack([gradient(weight) for weight in weights])
                 state = self.state[weights[0]]
                 average = state.setdefault("average", torch.zeros_like(gradients))
                 average.lerp_(gradients, 1 - group["momentum"])
                 step = orthogonal(gradients.lerp(average, group["momentum"]))
                 rate = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
                 torch._foreach_add_(weights, list(step.unbind()), alpha=-rate)
+
+
+def gradient(weight):
+    """Its gradient; an expert that no token came to has none."""
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 def orthogonal(x, steps=5):
@@ -459,24 +805,63 @@ def orthogonal(x, steps=5):
     return (y if wide else y.mT).float()
 
 
+def kind_of(name, weight):
+    """Which of a recipe's rates a parameter has."""
+    if "embed" in name:
+        return "embedding"
+    if name == "lm_head.weight":
+        return "head"
+    if name.endswith("gate.weight"):
+        return "router"
+    return "matrix" if weight.ndim == 2 else "other"  # norms, biases, what Mamba has of its own
+
+
+class Balance:
+    """Even use of a model's experts: the bias of one chosen too often sinks, by `rate` a step.
+
+    arXiv 2408.15664; the bias has no gradient. Without experts this does nothing.
+    """
+
+    def __init__(self, model):
+        self.chosen = {}  # router: the experts chosen in the last step
+        for router in (m for m in model.modules() if isinstance(m, nemotron_h.Router)):
+            # Not in autocast's bf16, which could not tell close scores apart.
+            router.forward = torch.autocast("cpu", enabled=False)(router.forward)
+            router.register_forward_hook(self.note)
+
+    def note(self, router, _, output):
+        self.chosen[router] = output[0]
+
+    def loads(self):
+        """For each router the share of the tokens' choices that each expert has."""
+        for router, chosen in self.chosen.items():
+            counts = chosen.flatten().bincount(minlength=len(router.weight))
+            yield router, counts / counts.sum()
+
+    @torch.no_grad()
+    def step(self, rate):
+        for router, loads in self.loads():
+            router.e_score_correction_bias += rate * (loads.mean() - loads).sign()
+
+
 def train(model, rows, steps, recipe):
     """Train in bf16 autocast; progress goes to stderr."""
-    named = {name.removeprefix("model."): weight for name, weight in model.named_parameters()}
-    embedding, head = named.pop("embed_tokens.weight"), named.pop("lm_head.weight")
-    matrices = [weight for weight in named.values() if weight.ndim > 1]
-    norms = [weight for weight in named.values() if weight.ndim == 1]
-    rates = recipe.rates
+    groups = defaultdict(list)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            groups[kind_of(name, weight)].append(weight)
+    rates, matrices = recipe.rates, groups.pop("matrix")
     adam = torch.optim.AdamW(
         [
-            {"params": [embedding], "lr": rates["embedding"]},
-            {"params": [head], "lr": rates["head"]},
-            *([{"params": norms, "lr": rates["norm"]}] if norms else ()),
+            {"params": groups[kind], "lr": rates[kind]}
+            for kind in ("embedding", "head", "other", "router")
+            if kind in groups
         ],
         betas=(0.8, 0.95),
         eps=1e-10,
         weight_decay=0.0,
     )
-    optimizers = (adam, Muon(matrices, lr=rates["matrix"]))
+    optimizers, balance = (adam, Muon(matrices, lr=rates["matrix"])), Balance(model)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak"] = group["lr"]
     # The head is a third of the work: give it only the positions where something is learned.
@@ -484,9 +869,9 @@ def train(model, rows, steps, recipe):
     started, shown, average = time.perf_counter(), 0.0, None
     for step in range(steps):
         part = step / steps
-        share = next(share for end, share in TEXT_SHARE if part < end)
-        length = recipe.row_lengths[step % len(recipe.row_lengths)]
-        ids, targets = rows.batch(TOKENS_PER_STEP // length, length, share)
+        lengths = next(lengths for end, lengths in recipe.row_lengths if part < end)
+        length = lengths[step % len(lengths)]
+        ids, targets = rows.batch(recipe.tokens_per_step // length, length, part)
         # Of 128 tokens, plain attention takes 57 ms there and back, flash attention 87.
         attention = SDPBackend.MATH if length <= 128 else SDPBackend.FLASH_ATTENTION
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(attention):
@@ -499,6 +884,7 @@ def train(model, rows, steps, recipe):
                 group["lr"] = group["peak"] * rate
             optimizer.step()
             optimizer.zero_grad()
+        balance.step(rate * rates.get("balance", 0))
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         seconds = time.perf_counter() - started
         if seconds - shown > 5 or step == steps - 1:
@@ -506,7 +892,7 @@ def train(model, rows, steps, recipe):
             left = seconds / (step + 1) * (steps - step - 1)
             say(
                 f"\rstep {step + 1}/{steps}  loss {average:.3f}  "
-                f"{(step + 1) * TOKENS_PER_STEP / seconds:,.0f} tokens/s  "
+                f"{(step + 1) * recipe.tokens_per_step / seconds:,.0f} tokens/s  "
                 f"{left / 60:.1f} min left  ",
                 end="",
             )
@@ -534,15 +920,18 @@ def write_folder(folder, model, config, tokenizer, recipe):
 
     named, more, stops, sampling = recipe.files(config)
     ours_to_hub = {ours: hub for hub, ours in recipe.names.items()}
+    float32 = getattr(model, "float32", ())
     tensors = {}
     for name, tensor in model.state_dict().items():
-        layer = re.search(r"\.(\d+)\.", name)
-        pattern = re.sub(r"\.\d+\.", ".{}.", name)
-        hub_name = ours_to_hub[pattern].format(*(layer.groups() if layer else ()))
-        tensors[hub_name] = tensor.bfloat16().contiguous()
+        numbers = re.findall(r"\.(\d+)\.", name)  # of the layer, and of the expert
+        hub_name = ours_to_hub[re.sub(r"\.\d+\.", ".{}.", name)].format(*numbers)
+        tensor = tensor if float32 and name.endswith(float32) else tensor.bfloat16()
+        tensors[hub_name] = tensor.contiguous()
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     (partial / "model.safetensors").chmod(0o644)
     tokenizer.save(str(partial / "tokenizer.json"))
+    if recipe.template:
+        (partial / "chat_template.jinja").write_text(recipe.template, encoding="utf-8")
     write("config.json", config)
     write(
         "tokenizer_config.json",
@@ -705,6 +1094,108 @@ def evaluate_stories(folder, _):
         print(f"  {text}\n")
 
 
+@torch.inference_mode()
+def ask_all(model, tokenizer, notes, questions, thinking, max_new_tokens=64):
+    """What the model writes to each of several questions about the same notes, each asked alone.
+
+    notes: the prompt up to the question. They are read once; then one row goes on per question.
+    """
+    opening = "<think>\n" if thinking else "<think></think>"
+    turn = f"<|im_end|>\n<|im_start|>assistant\n{opening}"
+    seen = tokenizer.encode(notes).ids
+    rows = [tokenizer.encode(question + turn).ids for question in questions]
+    longest = max(map(len, rows))
+    cache = model.new_cache(1, len(seen) + longest + max_new_tokens)
+    model(torch.tensor([seen]), cache=cache, logits_to_keep=1)
+    cache.reorder([0] * len(rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    logits = model(ids, cache=cache, attention_mask=mask, logits_to_keep=1)
+    stop, told = tokenizer.token_to_id("<|im_end|>"), []
+    done = torch.zeros(len(rows), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        token = logits[:, -1].argmax(-1)
+        done |= token == stop
+        told.append(token.masked_fill(done, stop))
+        if done.all():
+            break
+        logits = model(told[-1][:, None], cache=cache)
+    rows = torch.stack(told, 1).tolist()
+    texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
+    return [text.split("<|im_end|>")[0] for text in texts]
+
+
+def write_notes(random, tokenizer, length, held_out):
+    """Notes for a prompt of about `length` tokens: (Notes, the prompt up to the question)."""
+    # At most 60 facts or so: there are but 40 names.
+    notes, room = Notes(random, facts_share=min(0.5, 500 / length)), length - 30
+    share = 0.5 if held_out else 0.0
+    prompt = f"{RECALL_PROMPT}Notes:"
+    while room > 0:
+        sentence = " " + notes.sentence(share)
+        prompt += sentence
+        room -= len(tokenizer.encode(sentence).ids)
+    return notes, prompt
+
+
+def evaluate_recall(folder, questions_per_cell):
+    """Print how much of the notes is recalled, as in the tables of README.md."""
+    model = checkpoint.load(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    random, wrong = Random(HELD_OUT_SEED), []
+    marks = defaultdict(list)  # what is measured: [whether each answer is right, ...]
+
+    def exam(prompt, asked, thinking, *cells):
+        """Ask (question, reasoning, answer, cell): the marks go to this cell and to `cells`."""
+        told = ask_all(model, tokenizer, prompt, [question for question, *_ in asked], thinking)
+        for text, (question, reasoning, answer, cell) in zip(told, asked, strict=True):
+            right = text.split("</think>\n")[-1] == answer
+            for name in (cell, *cells):
+                marks[name, thinking].append(right)
+            if not right:
+                wrong.append((cells, question, text, f"{reasoning}\n</think>\n{answer}"))
+
+    for length in RECALL_LENGTHS:
+        for thinking in (False, True):
+            for cell in ((length, "trained"), (length, "held out"), (length, "not in the notes")):
+                while len(marks[cell, thinking]) < questions_per_cell:
+                    notes, prompt = write_notes(random, tokenizer, length, "held out" in cell)
+                    if "not in the notes" in cell:
+                        unknown = filter(None, [notes.ask_unknown() for _ in range(20)])
+                        asked = [(*question, None) for question in unknown]
+                    else:
+                        facts = notes.held_out if "held out" in cell else notes.facts
+                        asked = []
+                        for fact in random.sample(facts, min(len(facts), 20)):
+                            which = random.randrange(len(FACTS[fact[0]].questions))
+                            asked.append((*notes.ask(fact, which), (cell[1], fact[0], which)))
+                    if asked:
+                        asked = [(f" {question}", *rest) for question, *rest in asked]
+                        exam(prompt, asked, thinking, cell)
+    talk = [(said, "", answer, None) for choices, answer in SMALL_TALK for said in choices]
+    for thinking in (False, True):
+        exam(RECALL_PROMPT, talk, thinking, "small talk")
+
+    def show(name, *cells):
+        """A line: the share of right answers of each cell, at once and with thinking."""
+        found = [marks[cell, thinking] for cell in cells for thinking in (False, True)]
+        shares = [f"{sum(m) / len(m):.1%} of {len(m)}" if m else "-" for m in found]
+        print(f"{name!s:38}" + "".join(f"{share:>15}" for share in shares))
+
+    print(f"{'':38}{'trained values':^30}{'held-out values':^30}{'not in the notes':^30}")
+    print(f"{'tokens in the prompt':38}" + f"{'at once':>15}{'thinking':>15}" * 3)
+    for length in RECALL_LENGTHS:
+        show(length, *((length, kind) for kind in ("trained", "held out", "not in the notes")))
+    print()
+    for kind, fact in FACTS.items():
+        for which, (question, _) in enumerate(fact.questions):
+            show(question, ("trained", kind, which), ("held out", kind, which))
+    show("small talk, without notes", "small talk")
+    print("\nSome wrong answers:")
+    for cells, question, text, expected in random.sample(wrong, min(len(wrong), 12)):
+        print(f"  {cells}: {question!r}\n    {text!r}, not {expected!r}")
+
+
 # --------------------------------------------------------------------------------------------------
 
 
@@ -719,9 +1210,11 @@ class Recipe:
     tokenizer: Callable
     rows: type
     steps: int
-    row_lengths: tuple
+    row_lengths: tuple  # (up to this part of the run, lengths taken in turn), ...
     rates: dict
     evaluate: Callable
+    tokens_per_step: int = TOKENS_PER_STEP
+    template: str = ""  # chat_template.jinja, where it has a file of its own
 
 
 MODELS = {
@@ -735,7 +1228,7 @@ MODELS = {
         tokenizer=train_tokenizer,
         rows=Rows,
         steps=STEPS,
-        row_lengths=ROW_LENGTHS,
+        row_lengths=((1.0, ROW_LENGTHS),),
         rates={"matrix": MATRIX_RATE, "embedding": EMBEDDING_RATE, "head": HEAD_RATE},
         evaluate=evaluate,
     ),
@@ -749,9 +1242,29 @@ MODELS = {
         tokenizer=train_story_tokenizer,
         rows=StoryRows,
         steps=STORY_STEPS,
-        row_lengths=STORY_ROW_LENGTHS,
+        row_lengths=((1.0, STORY_ROW_LENGTHS),),
         rates=STORY_RATES,
         evaluate=evaluate_stories,
+    ),
+    "nemotron-h-tiny": Recipe(
+        new=nemotron_h.NemotronH,
+        read_config=nemotron_h.config_from_hub,
+        names={
+            hub: ours
+            for hub, ours in nemotron_h.HUB_NAMES.items()
+            if hub.startswith(("backbone.", "lm_head."))
+        },
+        config=nemotron_h_config,
+        files=nemotron_h_files,
+        corpus=lambda: None,
+        tokenizer=train_recall_tokenizer,
+        rows=RecallRows,
+        steps=RECALL_STEPS,
+        row_lengths=RECALL_ROW_LENGTHS,
+        rates=RECALL_RATES,
+        evaluate=evaluate_recall,
+        tokens_per_step=RECALL_TOKENS_PER_STEP,
+        template=RECALL_TEMPLATE,
     ),
 }
 
@@ -767,9 +1280,9 @@ def main():
     parser = argparse.ArgumentParser(
         description="Train a tiny model from nothing on two CPU cores, write its folder beside "
         "this script in the Hub's layout, and print how much it gets right.",
-        epilog="Takes about 45 minutes, nemotron-tiny about 15. Progress goes to stderr, "
-        "the figures to stdout. Ctrl-C stops; until the new folder is written, the one that was "
-        "there stays as it was.",
+        epilog="Takes about 45 minutes, nemotron-tiny about 15, nemotron-h-tiny about 35. "
+        "Progress goes to stderr, the figures to stdout. Ctrl-C stops; until the new folder is "
+        "written, the one that was there stays as it was.",
     )
     parser.add_argument("model", choices=MODELS, help="which model: %(choices)s")
     parser.add_argument(
@@ -786,7 +1299,8 @@ def main():
         "--questions",
         type=count,
         default=200,
-        help="most questions for one figure of nanochat-tiny's evaluation (default: %(default)s)",
+        help="questions for one figure: of nanochat-tiny at most, of nemotron-h-tiny at least so "
+        "many (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=count, default=2, help="CPU threads to use (default: %(default)s)"
