@@ -920,12 +920,16 @@ def write_folder(folder, model, config, tokenizer, recipe):
 
     named, more, stops, sampling = recipe.files(config)
     ours_to_hub = {ours: hub for hub, ours in recipe.names.items()}
-    float32 = getattr(model, "float32", ())
+    float32 = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name in getattr(module, "float32", ())
+    }
     tensors = {}
     for name, tensor in model.state_dict().items():
         numbers = re.findall(r"\.(\d+)\.", name)  # of the layer, and of the expert
         hub_name = ours_to_hub[re.sub(r"\.\d+\.", ".{}.", name)].format(*numbers)
-        tensor = tensor if float32 and name.endswith(float32) else tensor.bfloat16()
+        tensor = tensor if name in float32 else tensor.bfloat16()
         tensors[hub_name] = tensor.contiguous()
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     (partial / "model.safetensors").chmod(0o644)
