@@ -521,14 +521,14 @@ class NemotronH(nn.Module):
         """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
         weight = self.embeddings.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
-        entries = {
-            "M": lambda mixer: mixer.new_state(batch, weight.dtype),
-            "*": lambda _: KV(weight.new_zeros(shape), weight.new_zeros(shape)),
-            "-": lambda _: None,
-            "E": lambda _: None,
-        }
-        kinds = zip(self.config.layers, self.layers, strict=True)
-        entries = [entries[kind](layer.mixer) for kind, layer in kinds]
+        entries = []
+        for kind, layer in zip(self.config.layers, self.layers, strict=True):
+            if kind == "M":
+                entries.append(layer.mixer.new_state(batch, weight.dtype))
+            elif kind == "*":
+                entries.append(KV(weight.new_zeros(shape), weight.new_zeros(shape)))
+            else:
+                entries.append(None)  # MLP and experts keep nothing
         return Cache(entries, batch, max_length, weight.device)
 
     def forward(

@@ -271,7 +271,7 @@ def test_bad_training_folders_are_refused(tmp_path):
         refused(tmp_path, words)
 
 
-def test_a_2026_nanochat_is_refused_by_its_tensors(tmp_path):
+def test_tensors_of_no_known_nanochat_are_refused_by_name(tmp_path):
     tensors = torch.load(GOLDEN / "model_000010.pt", weights_only=True)
     torch.save(tensors | {"smear_lambda": torch.ones(1)}, tmp_path / "model_000010.pt")
     shutil.copy(GOLDEN / "meta_000010.json", tmp_path)
