@@ -84,6 +84,7 @@ def parse_arguments(argv):
         default="auto",
         help="of the weights [auto: the checkpoint's]",
     )
+    add("--quantize", choices=("int4", "int8"), help="smaller, faster, not quite exact weights")
     add("--era", metavar="DATE", help="of a nanochat training folder [told by its tensors]")
     add("--json", action="store_true", help="one JSON object a text, one a line")
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
@@ -126,6 +127,8 @@ def run(args):
     import torch
 
     from nanomodels import Tokenizer, load
+    from nanomodels.checkpoint import left_out
+    from nanomodels.quantize import parameter_count
     from nanomodels.sampling import Sampler
 
     device = args.device
@@ -143,27 +146,26 @@ def run(args):
     Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
 
     began = time.perf_counter()
-    model = load(args.model, device, dtype, None if args.quiet else show_loading, args.era)
+    show = None if args.quiet else show_loading
+    model = load(args.model, device, dtype, show, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
     model.stop_ids = tuple({*model.stop_ids, *tokenizer.stop_ids})
     settings["vocab_size"] = tokenizer.vocab_size
     if not args.quiet:
-        weight = model.lm_head.weight
-        count = sum(p.numel() for p in model.parameters()) / 1e6
+        weight = embedding_of(model)
+        schemes = {m.scheme for m in model.modules() if hasattr(m, "scheme")}
         report(
             "load",
             f"{time.perf_counter() - began:.2f} s",
             args.model.resolve().name,
-            f"{count:.1f}M parameters",
-            f"{str(weight.dtype)[6:]}",
+            f"{parameter_count(model) / 1e6:.1f}M parameters",
+            " and ".join((*schemes, str(weight.dtype)[6:])),
             f"{weight.device}",
         )
         if model.skipped:
-            kinds = ", ".join(sorted({name.split(".")[0] + ".*" for name in model.skipped}))
-            size = sum(model.skipped.values()) / 1e6
-            report("skipped", f"{kinds}: {len(model.skipped)} tensors, {size:.1f} MB")
+            report("skipped", left_out(model.skipped))
     chat = None if args.raw or tokenizer.chat_template is None else Chat(args, tokenizer)
     for option in ("system", "think", "tools"):
         if chat is None and getattr(args, option) is not None:
@@ -588,16 +590,22 @@ class Meter:
         if settings["temperature"]:
             figures.append(f"seed {settings['seed']}")
         report("new", *figures)
-        report("memory", f"{peak_memory(self.model.lm_head.weight.device) / 1e6:.0f} MB peak")
+        report("memory", f"{peak_memory(embedding_of(self.model).device) / 1e6:.0f} MB peak")
+
+
+def embedding_of(model):
+    """The embedding's weight, which has the dtype and the device of the model."""
+    return next(m.weight for m in model.modules() if type(m).__name__ == "Embedding")
 
 
 def step_bytes(model):
     """What one token reads: each weight once, but embeddings and the experts not chosen."""
-    weights = {id(p): p.nbytes for p in model.parameters()}
+    stored = dict([*model.named_parameters(), *model.named_buffers()])
+    weights = {id(tensor): tensor.nbytes for tensor in stored.values()}
     for embedding in (m for m in model.modules() if type(m).__name__ == "Embedding"):
         if model.lm_head.weight is not embedding.weight:
             del weights[id(embedding.weight)]
-    experts = sum(p.nbytes for name, p in model.named_parameters() if ".experts." in name)
+    experts = sum(tensor.nbytes for name, tensor in stored.items() if ".experts." in name)
     if experts:
         experts *= 1 - model.config.num_experts_per_tok / model.config.n_routed_experts
     return sum(weights.values()) - experts

@@ -10,7 +10,9 @@ wherever the stored dtype is the wanted one; nothing is unpickled but plain tens
 import importlib
 import pickle
 import re
+import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,15 +20,19 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from nanomodels import modelopt
+from nanomodels import quantize as q
 from nanomodels.files import one_line, read_json
 
 # `model_type` of config.json; each is a module of this package.
-MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h")
+MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
 LANGUAGE_MODEL = "language_model."  # begins its tensors in a multimodal checkpoint
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NUMBER = r"(?<=\.)\d+(?=\.)"  # of a layer or an expert, in a tensor's name
+PADDING = "padding."  # begins what stands between the tensors of a converted file
 
 
-def load(folder, device="cpu", dtype=None, progress=None, era=None):
+def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=None):
     """The model that a checkpoint folder holds, ready to run.
 
     Its `stop_ids` are the checkpoint's; `skipped` has the tensors left out: {name: bytes}.
@@ -34,113 +40,166 @@ def load(folder, device="cpu", dtype=None, progress=None, era=None):
     dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
     each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None tells it
-    by the tensors.
+    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
     Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
     """
-    folder = Path(folder)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
+    source = read(folder, era)
+    try:
+        if quantize is not None:
+            source.quantize(quantize)
+        return finish(source, device, dtype, progress)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+@dataclass
+class Source:
+    """What a checkpoint folder holds."""
+
+    architecture: object  # the module of this package
+    model: nn.Module  # on the meta device
+    config: dict  # config.json, of the language model; made here for a nanochat training folder
+    tensors: dict  # parameter name -> list of (name in the file, tensor); mapped, not read yet
+    skipped: dict  # the names left out -> bytes
+    files: list  # that the tensors are in
+    native: bool  # a nanochat training folder
+    scheme: str | None  # a name in quantize.SCHEMES where the linears are so
+
+    def quantize(self, scheme, lm_head=False):
+        """Let the model's linears hold their weights in a scheme of quantize.py."""
+        if self.scheme not in (None, scheme):
+            raise ValueError(f"its weights are {self.scheme}: {scheme} would round them once more")
+        if self.scheme is None:
+            q.replace(self.model, scheme, lm_head)
+        self.scheme = scheme
+
+
+def read(folder, era=None, step=None):
+    """The Source of a folder; step, of a nanochat training folder, is the highest unless given."""
+    folder = Path(folder)
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise FileNotFoundError(f"{folder}: {what}; give the folder of a checkpoint")
     if (folder / "config.json").is_file():
-        if era is not None:
-            raise ValueError(f"{folder}: era {era!r}: only a nanochat training folder has an era")
-        model, names, tensors = read_hub(folder)
-    elif any(folder.glob("model_*.pt")):
-        model, names, tensors = read_nanochat(folder, era)
-    else:
-        raise FileNotFoundError(
-            f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
-        )
-    try:
-        renamed, skipped = rename(tensors, names)
-        fill(model, renamed, torch.device(device), dtype, progress)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    model.skipped = {name: tensors[name].nbytes for name in skipped}
-    return model.eval()
+        for name, value in (("an era", era), ("steps", step)):
+            if value is not None:
+                raise ValueError(f"{folder}: {value!r}: only a nanochat training folder has {name}")
+        return read_hub(folder)
+    if any(folder.glob("model_*.pt")):
+        return read_nanochat(folder, era, step)
+    raise FileNotFoundError(
+        f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
+    )
 
 
 def read_hub(folder):
-    """The model on the meta device, the name table and the mapped tensors of a Hub folder."""
+    """The Source of a folder with a config.json."""
     path = folder / "config.json"
     whole = read_json(path)
     # A multimodal checkpoint keeps the config of its language model under a key.
     parts = (whole.get(key) for key in ("text_config", "llm_config", "language_config"))
-    hub = next((part for part in parts if isinstance(part, dict)), whole)
-    model_type = hub.get("model_type")
+    config = next((part for part in parts if isinstance(part, dict)), whole)
+    architecture, model = build(path, config)
+    model.stop_ids = stop_ids(folder, config)
+    recipe = config.get("quantization_config") or whole.get("quantization_config") or None
+    packed = modelopt.recognise(folder, recipe)
+    tensors, files = read_tensors(folder)
+    names, skipped, scheme = architecture.HUB_NAMES, {}, None
+    try:
+        if packed:
+            tensors, skipped = modelopt.gather(tensors)
+        if "nanomodels" in config:  # convert_hf.py wrote it: tensors have the parameters' names
+            made = config["nanomodels"]
+            scheme = made.get("quantize") if isinstance(made, dict) else None
+            names = {pattern(name): pattern(name) for name, _ in model.named_parameters()}
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(PADDING)}
+            if scheme is not None:
+                stored, tensors = tensors, q.gather(tensors, scheme)
+                q.replace(model, scheme, "lm_head.weight_scale" in stored)
+        elif any(name.startswith(LANGUAGE_MODEL) for name in tensors):
+            others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
+            others -= {name.split(".")[0] for name in names}  # nothing of its own stands outside
+            names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
+            names |= {part: None for part in others} | {f"{part}.*": None for part in others}
+        renamed, left_out = rename(tensors, names)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    skipped |= {name: tensors[name].nbytes for name in left_out}
+    return Source(architecture, model, config, renamed, skipped, [path, *files], False, scheme)
+
+
+def read_nanochat(folder, era=None, step=None):
+    """The Source of a nanochat training folder."""
+    from nanomodels import nanochat, nanochat_2026
+
+    if step is None:
+        path = max(folder.glob("model_*.pt"), key=lambda path: path.stem)
+    else:
+        path = folder / f"model_{step:06}.pt"
+    tensors = map_torch(path)
+    meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
+    model_config = read_json(meta_path).get("model_config") or {}
+    # torch.compile leaves a prefix.
+    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
+    embedding = named.get("transformer.wte.weight")
+    if len(named) != len(tensors) or embedding is None or embedding.dim() != 2:
+        raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
+    try:
+        era = nanochat_2026.recognise(named, era)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    try:
+        if era == nanochat_2026.FIRST:
+            config = nanochat.hub_config(model_config)
+        else:
+            config = nanochat_2026.hub_config(model_config, era)
+    except ValueError as error:
+        raise ValueError(f"{meta_path}: {error}") from None
+    architecture, model = build(meta_path, config)
+    # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
+    # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
+    rows = model.config.vocab_size
+    model.stop_ids = (rows - 9, rows - 5)
+    config |= {
+        "bos_token_id": rows - 9,
+        "eos_token_id": [*model.stop_ids],
+        "pad_token_id": rows - 9,
+    }
+    # From 2025-12-23 on nanochat has a multiple of 64 rows; it cuts the logits back.
+    if len(embedding) not in (rows, -(-rows // 64) * 64):
+        raise ValueError(
+            f"{meta_path}: vocab_size is {rows}, but the embedding has {len(embedding)} rows"
+        )
+    for name, tensor in named.items():
+        if name.startswith(("transformer.wte.", "lm_head.", "value_embeds.")):
+            named[name] = tensor[:rows]
+    try:
+        renamed, _ = rename(named, architecture.NATIVE_NAMES)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return Source(architecture, model, config, renamed, {}, [meta_path, path], True, None)
+
+
+def build(path, config):
+    """The architecture's module and the model on the meta device, by the config.json at path."""
+    model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
         raise ValueError(f"{path}: model_type {model_type!r} is unknown; supported: {supported}")
-    if hub.get("quantization_config") or whole.get("quantization_config"):
-        raise ValueError(f"{path}: quantization_config: quantised weights are not supported")
     architecture = importlib.import_module(f"nanomodels.{model_type}")
     classes = architecture.ARCHITECTURES
-    name = next(iter(hub.get("architectures") or classes))
+    name = next(iter(config.get("architectures") or classes))
     if name not in classes:
         supported = ", ".join(classes)
         raise ValueError(f"{path}: architectures: {name!r} is unknown; supported: {supported}")
     try:
-        config = architecture.config_from_hub(hub)
+        read = architecture.config_from_hub(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model = on_meta(classes[name], config)
-    model.stop_ids = stop_ids(folder, hub)
-    tensors, names = read_safetensors(folder), architecture.HUB_NAMES
-    if any(name.startswith(LANGUAGE_MODEL) for name in tensors):
-        others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
-        others -= {name.split(".")[0] for name in names}  # nothing of its own stands outside
-        names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
-        names |= {part: None for part in others} | {f"{part}.*": None for part in others}
-    return model, names, tensors
-
-
-def read_nanochat(folder, era=None):
-    """The same of a nanochat training folder, at its highest step."""
-    from nanomodels import nanochat, nanochat_2026
-
-    path = max(folder.glob("model_*.pt"), key=lambda path: path.stem)
-    meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
-    meta = read_json(meta_path)
-    try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a whole file of plain tensors ({one_line(error)[:80]})"
-        ) from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        for name, tensor in tensors.items()
-    ):
-        raise ValueError(f"{path}: must hold tensors by name, as nanochat saves them")
-    # torch.compile leaves a prefix.
-    renamed = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
-    embedding = renamed.get("transformer.wte.weight")
-    if len(renamed) != len(tensors) or embedding is None or embedding.dim() != 2:
-        raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
-    try:
-        era = nanochat_2026.recognise(renamed, era)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    first = era == nanochat_2026.FIRST
-    architecture = nanochat if first else nanochat_2026
-    try:
-        sizes = (meta.get("model_config") or {}, len(embedding))
-        config = architecture.config_from_native(*sizes, *(() if first else (era,)))
-    except ValueError as error:
-        raise ValueError(f"{meta_path}: {error}") from None
-    model = on_meta(nanochat.NanoChat if first else nanochat_2026.NanoChat2026, config)
-    # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
-    # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
-    model.stop_ids = (config.vocab_size - 9, config.vocab_size - 5)
-    return model, architecture.NATIVE_NAMES, renamed
-
-
-def on_meta(architecture, config):
-    """The model without memory for its parameters."""
     with torch.device("meta"), WithoutInitialisation():
-        return architecture(config)
+        return architecture, classes[name](read)
 
 
 class WithoutInitialisation(TorchFunctionMode):
@@ -184,32 +243,42 @@ def eos_of_tokenizer(folder):
         ) from None
 
 
-def read_safetensors(folder):
-    """Name -> tensor over all safetensors files of a folder; mapped, so nothing is read yet."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return map_file(single)
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder}: has neither {single.name} nor {index.name}")
+def read_tensors(folder):
+    """Name -> tensor over all files of a folder, mapped, so that nothing is read yet; the files."""
+    for name, reader in (("model.safetensors", map_safetensors), ("pytorch_model.bin", map_torch)):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            return reader(single), [single]
+        if index.is_file():
+            return read_shards(index, reader)
+    raise FileNotFoundError(
+        f"{folder}: has neither model.safetensors nor model.safetensors.index.json, nor "
+        "pytorch_model.bin or its index"
+    )
+
+
+def read_shards(index, reader):
+    """`read_tensors` of the files that an index names."""
+    folder = index.parent
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise ValueError(f"{index}: {name} is in {shard!r}; it must be a file of this folder")
-    tensors = {}
-    for shard in sorted(set(weight_map.values())):
-        for name, tensor in map_file(folder / shard).items():
+    tensors, shards = {}, sorted(set(weight_map.values()))
+    for shard in shards:
+        for name, tensor in reader(folder / shard).items():
             if weight_map.get(name) != shard:
                 raise ValueError(f"{folder / shard}: holds {name}, which {index.name} does not say")
             tensors[name] = tensor
     missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
         raise ValueError(f"{folder / weight_map[missing[0]]}: lacks {listed(missing)}")
-    return tensors
+    return tensors, [index, *(folder / shard for shard in shards)]
 
 
-def map_file(path):
+def map_safetensors(path):
     """Name -> tensor of one safetensors file; the tensors are views of the mapped file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; is the download complete?")
@@ -218,6 +287,46 @@ def map_file(path):
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+# What torch.load raises for a file that is cut off, is no pickle, or asks for more than tensors.
+LOADING_ERRORS = (
+    *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError),
+    *(AttributeError, TypeError, AssertionError, OverflowError),
+)
+
+
+def map_torch(path):
+    """The same of a file that torch.save wrote; of its pickle only plain tensors are read."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; is the download complete?")
+    with path.open("rb") as file:
+        mapped = file.read(2) == b"PK"  # else it is older than torch 1.6, and is read
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are not torch's
+            tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except LOADING_ERRORS as error:
+        raise ValueError(
+            f"{path}: not a whole file of plain tensors ({one_line(error)[:80]})"
+        ) from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: must hold tensors by name")
+    return tensors
+
+
+def pattern(name):
+    """A tensor's name with {} for each number between dots."""
+    return re.sub(NUMBER, "{}", name)
+
+
+def numbers(name):
+    """Those numbers."""
+    return re.findall(NUMBER, name)
 
 
 def rename(tensors, names):
@@ -231,30 +340,36 @@ def rename(tensors, names):
     renamed, skipped, unknown = {}, [], []
     left_out = tuple(name[:-1] for name in names if name.endswith(".*"))
     for name, tensor in tensors.items():
-        numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
-        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
-        parameter = names.get(pattern)
+        kind, places = pattern(name), numbers(name)
+        parameter = names.get(kind)
         if parameter is None:
-            (skipped if pattern in names or name.startswith(left_out) else unknown).append(name)
-        elif parameter.count("{}") == len(numbers):
-            renamed.setdefault(parameter.format(*numbers), []).append((name, tensor))
-        elif tensor.dim() == 0:
-            raise ValueError(f"{name} is one number; it must have a row for each expert")
+            (skipped if kind in names or name.startswith(left_out) else unknown).append(name)
+        elif parameter.count("{}") == len(places):
+            renamed.setdefault(parameter.format(*places), []).append((name, tensor))
+        elif tensor.dim() != 3:
+            raise ValueError(
+                f"{name} is {list(tensor.shape)}; it must have a matrix a row, stacked"
+            )
         else:
             for i, row in enumerate(tensor):
-                renamed.setdefault(parameter.format(*numbers, i), []).append((name, row))
+                renamed.setdefault(parameter.format(*places, i), []).append((name, row))
     if unknown:
         raise ValueError(f"unexpected tensors: {listed(unknown)}")
     return renamed, skipped
 
 
-def fill(model, tensors, device, dtype, progress):
-    """Put each tensor in place of its meta parameter; tied parameters take one between them."""
+def match(model, tensors):
+    """Which tensor goes where: a list of (its name, tensor, [(module, leaf, parameter name)]).
+
+    Tied parameters take one between them. Raises ValueError for a tensor too many, too few, of
+    another shape or of a dtype that is not supported.
+    """
     homes = {}  # id of a meta parameter -> it, and each (module, leaf, full name) that holds it
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{leaf}" if prefix else leaf
             homes.setdefault(id(parameter), (parameter, []))[1].append((module, leaf, full))
+    tensors = dict(tensors)
     found = [
         (parameter, places, [entry for _, _, full in places for entry in tensors.pop(full, ())])
         for parameter, places in homes.values()
@@ -265,7 +380,6 @@ def fill(model, tensors, device, dtype, progress):
     missing = [places[0][2] for _, places, entries in found if not entries]
     if missing:
         raise ValueError(f"missing tensors: {listed(missing)}")
-    sizes = Counter()
     for parameter, places, entries in found:
         for name, tensor in entries:
             if tensor.shape != parameter.shape:
@@ -277,25 +391,57 @@ def fill(model, tensors, device, dtype, progress):
         if len(entries) > len(places):
             raise ValueError(f"one parameter is there twice: {listed([n for n, _ in entries])}")
         for name, tensor in entries[1:]:
-            if tensor.dtype != entries[0][1].dtype or not torch.equal(tensor, entries[0][1]):
+            first, dtype = entries[0][1], tensor.dtype
+            same = dtype == first.dtype
+            if not same or not torch.equal(tensor.to("cpu", dtype), first.to("cpu", dtype)):
                 raise ValueError(f"{entries[0][0]} and {name} are one parameter, but differ")
-        tensor = entries[0][1]
-        sizes[tensor.dtype] += tensor.numel()
-    wanted = dtype or sizes.most_common(1)[0][0]
+    return [(*entries[0], places) for _, places, entries in found]
 
-    total = sum(entries[0][1].nbytes for _, _, entries in found)
-    done = 0
-    for _, places, entries in found:
-        tensor = entries[0][1]
-        done += tensor.nbytes
+
+def usual_dtype(found):
+    """The dtype that most numbers of a `match` have."""
+    sizes = Counter()
+    for _, tensor, _ in found:
+        sizes[tensor.dtype] += tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def is_exact(module, leaf):
+    """Whether a parameter is float32 whatever the model's dtype."""
+    return leaf in getattr(module, "float32", ())
+
+
+def finish(source, device="cpu", dtype=None, progress=None):
+    """The model of a Source, with its parameters; as `load`."""
+    fill(match(source.model, source.tensors), torch.device(device), dtype, progress)
+    source.model.skipped = source.skipped
+    return source.model.eval()
+
+
+def fill(found, device, dtype, progress):
+    """Put each tensor of a `match` in its places; dtype None is the usual one."""
+    wanted = dtype or usual_dtype(found)
+    total, done = sum(tensor.nbytes for _, tensor, _ in found), 0
+    for _, tensor, places in found:
         module, leaf, _ = places[0]
-        exact = leaf in getattr(module, "float32", ())
-        parameter = tensor.to(device, torch.float32 if exact else wanted)
-        parameter = nn.Parameter(parameter, requires_grad=False)
-        for module, leaf, _ in places:
-            setattr(module, leaf, parameter)
+        if isinstance(module, q.QuantizedLinear) and leaf == "weight":
+            module.take(tensor, device, wanted)
+        else:
+            parameter = tensor.to(device, torch.float32 if is_exact(module, leaf) else wanted)
+            parameter = nn.Parameter(parameter, requires_grad=False)
+            for module, leaf, _ in places:
+                setattr(module, leaf, parameter)
+        done += tensor.nbytes
         if progress is not None:
             progress(done, total)
+
+
+def left_out(skipped):
+    """One line on the tensors that a Source or a model has `skipped`."""
+    words = [name.split(".") for name in skipped]
+    kinds = {f"*.{w[-1]}" if w[-1].endswith("_scale") else f"{w[0]}.*" for w in words}
+    size = sum(skipped.values()) / 1e6
+    return f"{', '.join(sorted(kinds))}: {len(skipped)} tensors, {size:.1f} MB"
 
 
 def listed(names):

@@ -21,7 +21,7 @@ Sources: transformers 5.23.0 models/nanochat/modeling_nanochat.py; karpathy/nano
 (2025-10-16) nanochat/gpt.py. Checkpoints of nanochat from 2026-01-11 on have more in them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,6 @@ from nanomodels.rope import Rope, rope_from_hub, rotation
 @dataclass(frozen=True)
 class Config:
     vocab_size: int
-    padded_vocab_size: int  # rows of the embedding and the head; logits beyond vocab_size are cut
     hidden_size: int  # m
     intermediate_size: int  # f
     num_hidden_layers: int
@@ -80,7 +79,6 @@ def config_from_hub(hub):
     cap = None if hub.get("final_logit_softcapping", cap) is None else cap
     return Config(
         vocab_size=keys.size("vocab_size", 50304),
-        padded_vocab_size=keys.size("vocab_size", 50304),
         hidden_size=hidden_size,
         intermediate_size=ffn,
         num_hidden_layers=keys.size("num_hidden_layers", 12),
@@ -178,9 +176,9 @@ class NanoChat(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -231,7 +229,7 @@ class NanoChat(nn.Module):
         if cache is not None:
             cache.extend_by(step)
         x = rms_norm(x[:, -logits_to_keep:], self.config.rms_norm_eps)  # -0 keeps all
-        logits = self.lm_head(x)[..., : self.config.vocab_size].float()
+        logits = self.lm_head(x).float()
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -265,7 +263,6 @@ NATIVE_NAMES = {
     "lm_head.weight": "lm_head.weight",
 }
 
-
 # meta.json -> config.json.
 NATIVE_KEYS = {
     "sequence_len": "max_position_embeddings",
@@ -277,23 +274,21 @@ NATIVE_KEYS = {
 }
 
 
-def config_from_native(model_config, embedding_rows):
-    """Read the `model_config` of nanochat's meta_XXXXXX.json; the rest is in nanochat's code alone.
+def hub_config(model_config):
+    """config.json for the `model_config` of nanochat's meta_XXXXXX.json, as a dict.
 
-    embedding_rows is what the checkpoint has: vocab_size, or, from 2025-12-23 on, that rounded up
-    to a multiple of 64.
+    The rest of it is in nanochat's code alone. Raises ValueError for a key that is not there.
     """
     missing = [key for key in NATIVE_KEYS if key not in model_config]
     if missing:
         raise ValueError(f"model_config lacks {', '.join(missing)}")
-    config = config_from_hub(
-        {
-            **{hub: model_config[native] for native, hub in NATIVE_KEYS.items()},
-            "intermediate_size": None,
-            "rms_norm_eps": torch.finfo(torch.float32).eps,  # what F.rms_norm takes without one
-        }
-    )
-    vocab_size = config.vocab_size
-    if embedding_rows not in (vocab_size, -(-vocab_size // 64) * 64):
-        raise ValueError(f"vocab_size is {vocab_size}, but the embedding has {embedding_rows} rows")
-    return replace(config, padded_vocab_size=embedding_rows)
+    width = model_config["n_embd"]
+    return {
+        "architectures": ["NanoChatForCausalLM"],
+        "model_type": "nanochat",
+        **{hub: model_config[native] for native, hub in NATIVE_KEYS.items()},
+        "intermediate_size": 4 * width if isinstance(width, int) else None,
+        "rms_norm_eps": torch.finfo(torch.float32).eps,  # what F.rms_norm takes without one
+        "final_logit_softcapping": 15.0,
+        "rope_theta": 10000.0,
+    }

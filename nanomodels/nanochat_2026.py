@@ -80,7 +80,6 @@ ERAS = {
 @dataclass(frozen=True)
 class Config:
     vocab_size: int
-    padded_vocab_size: int  # rows of the embeddings and the head; logits beyond vocab_size are cut
     hidden_size: int  # m
     intermediate_size: int  # f
     num_hidden_layers: int
@@ -101,17 +100,28 @@ class Config:
         return self.gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
 
 
-def config_from_native(model_config, embedding_rows, era):
-    """Read the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS.
+def hub_config(model_config, era):
+    """config.json for the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS."""
+    return {
+        "architectures": ["NanoChat2026"],
+        "model_type": "nanochat_2026",
+        **model_config,
+        "era": era,
+    }
 
-    embedding_rows is what the checkpoint has: vocab_size, rounded up to a multiple of 64.
+
+def config_from_hub(hub):
+    """Read a config.json: nanochat's own keys, and the era.
+
     Raises ValueError naming the key for anything that this file does not implement.
     """
     names = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
-    missing = [key for key in names if key not in model_config]
+    missing = [key for key in names if key not in hub]
     if missing:
         raise ValueError(f"model_config lacks {', '.join(missing)}")
-    keys, era = Keys(model_config), ERAS[era]
+    if hub.get("era") not in ERAS:
+        raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
+    keys, era = Keys(hub), ERAS[hub["era"]]
     context, vocab_size, layers, heads, groups, m = (keys.size(name, None) for name in names)
     if m % heads or heads % groups or m // heads % 2:
         raise ValueError(
@@ -121,8 +131,6 @@ def config_from_native(model_config, embedding_rows, era):
     channels = max(SMEAR_CHANNELS if era.smear else 0, era.gate[0] if era.gate else 0)
     if m < channels:
         raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
-    if embedding_rows not in (vocab_size, -(-vocab_size // 64) * 64):
-        raise ValueError(f"vocab_size is {vocab_size}, but the embedding has {embedding_rows} rows")
     pattern = keys.value("window_pattern", "L")  # nanochat's own reading of a file without one
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
         raise ValueError(f"window_pattern is {pattern!r}; it must be letters S and L")
@@ -130,7 +138,6 @@ def config_from_native(model_config, embedding_rows, era):
     windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
     return Config(
         vocab_size=vocab_size,
-        padded_vocab_size=embedding_rows,
         hidden_size=m,
         intermediate_size=4 * m,
         num_hidden_layers=layers,
@@ -211,7 +218,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(h * d, m, bias=False)
         if config.has_values(i):
             self.gate_channels, self.gate_scale = config.gate
-            self.value_embed = nn.Embedding(config.padded_vocab_size, g * d)
+            self.value_embed = nn.Embedding(config.vocab_size, g * d)
             self.ve_gate = nn.Linear(self.gate_channels, g, bias=False)
         else:
             self.value_embed = None
@@ -266,7 +273,7 @@ class NanoChat2026(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.resid_lambdas = nn.Parameter(torch.ones(config.num_hidden_layers))
         self.x0_lambdas = nn.Parameter(torch.zeros(config.num_hidden_layers))
@@ -274,7 +281,7 @@ class NanoChat2026(nn.Module):
             self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
             self.smear_lambda = nn.Parameter(torch.zeros(1))
             self.backout_lambda = nn.Parameter(torch.zeros(1))
-        self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def context_length(self):
@@ -344,10 +351,14 @@ class NanoChat2026(nn.Module):
         if cache is not None:
             cache.extend_by(step)
         x = rms_norm(x[:, -logits_to_keep:], eps)  # -0 keeps all
-        logits = self.lm_head(x)[..., : self.config.vocab_size].float()
+        logits = self.lm_head(x).float()
         cap = self.config.final_logit_softcapping
         return cap * torch.tanh(logits / cap)
 
+
+# `architectures` in config.json -> class.
+ARCHITECTURES = {"NanoChat2026": NanoChat2026}
+HUB_NAMES = {}  # neither the Hub nor transformers has it
 
 # Checkpoint name -> parameter name; {} is the layer.
 BASE_NAMES = {

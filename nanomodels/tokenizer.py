@@ -5,7 +5,8 @@
 A Hub folder has tokenizer.json: merges as pairs of tokens, ids in any order. tiktoken wants one
 rank for each token and merges any neighbours that spell one; `live_merges` finds the ranks with
 which both give the same ids for every text.
-A nanochat folder has tokenizer.pkl: a pickled tiktoken encoding with ranks that are ids.
+A nanochat folder has tokenizer.pkl: a pickled tiktoken encoding with ranks that are ids;
+`hub_files` writes the same as a Hub folder.
 SentencePiece's vocabularies, in tokenizer.json or a .model file, are read in spm.py.
 Each may have a chat template beside it, which chat.py renders.
 """
@@ -106,6 +107,7 @@ class Tokenizer:
     def load(folder):
         """Read a folder with tokenizer.json (Hub), tokenizer.pkl (nanochat) or a .model file.
 
+        The tokenizer.pkl of a training folder may be where `pickle_paths` says.
         Raises FileNotFoundError where there is none, and ValueError, with file, key and what was
         found, where a file is damaged or asks for something that this class does not do.
         """
@@ -118,7 +120,8 @@ class Tokenizer:
                     f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as "
                     f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
                 ) from None
-        if (folder / "tokenizer.pkl").is_file():
+        pickles = pickle_paths(folder)
+        if any(path.is_file() for path in pickles):
             return read_nanochat(folder)
         models = [path for path in sorted(folder.glob("*.model")) if path.is_file()]
         models = [path for path in models if path.name == "tokenizer.model"] or models
@@ -132,8 +135,8 @@ class Tokenizer:
                 "name the checkpoint's own tokenizer.model"
             )
         raise FileNotFoundError(
-            f"{folder}: found neither tokenizer.json (Hub) nor tokenizer.pkl (nanochat) nor a "
-            "SentencePiece .model; put the checkpoint's tokenizer into this folder"
+            f"{folder}: found neither tokenizer.json (Hub) nor {' or '.join(map(str, pickles))} "
+            "(nanochat) nor a SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
 
     def encode(self, text, *, add_bos=None, special=False):
@@ -306,9 +309,34 @@ UNPICKLING_ERRORS = (
 )
 
 
-def read_nanochat(folder):
-    """Read tokenizer.pkl; of all that a pickle can do, only one tiktoken.core.Encoding."""
-    path = folder / "tokenizer.pkl"
+def pickle_paths(folder):
+    """List where the tokenizer.pkl of a folder may be: in it, or where nanochat's training puts it.
+
+    A run has its checkpoints in NANOCHAT_BASE_DIR/base_checkpoints/d20 (or mid_, chatsft_,
+    chatrl_checkpoints) and the tokenizer of all of them in NANOCHAT_BASE_DIR/tokenizer.
+    Source: karpathy/nanochat nanochat/tokenizer.py get_tokenizer, checkpoint_manager.py load_model.
+    """
+    paths = [folder / "tokenizer.pkl"]
+    if any(folder.glob("model_*.pt")):
+        paths.append(folder.resolve().parent.parent / "tokenizer" / "tokenizer.pkl")
+    return paths
+
+
+def find_pickle(folder):
+    paths = pickle_paths(folder)
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{folder}: found no tokenizer of nanochat, neither {' nor '.join(map(str, paths))}"
+    )
+
+
+def unpickle(path):
+    """Read tokenizer.pkl: its regex, {bytes: rank}, {name of a special token: id}, the encoding.
+
+    Of all that a pickle can do, this allows only one tiktoken.core.Encoding.
+    """
     try:
         with path.open("rb") as file:
             state = EncodingUnpickler(file).load().state
@@ -330,13 +358,109 @@ def read_nanochat(folder):
             f"{path}: not a plain pickle of one tiktoken.core.Encoding ({one_line(error)}); "
             "nothing in it was run"
         ) from None
+    return pattern, ranks, special, encoding
+
+
+def read_nanochat(folder):
+    """Read the tokenizer.pkl of a training folder."""
+    _, ranks, special, encoding = unpickle(find_pickle(folder))
     token_bytes = {rank: token for token, rank in ranks.items()}
     token_bytes |= {rank: name.encode() for name, rank in special.items()}
     added = [{"id": rank, "content": name, "special": True} for name, rank in special.items()]
+    return Tokenizer(encoding, token_bytes, added, nanochat_names(special), templates_of(folder))
+
+
+def nanochat_names(special):
     names = {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>"}
-    names = {key: name for key, name in names.items() if name in special}
-    templates = {"default": chat.NANOCHAT_TEMPLATE} | chat.read_templates(folder, {})
-    return Tokenizer(encoding, token_bytes, added, names, templates)
+    return {key: name for key, name in names.items() if name in special}
+
+
+def templates_of(folder):
+    return {"default": chat.NANOCHAT_TEMPLATE} | chat.read_templates(folder, {})
+
+
+# --- nanochat's tokenizer.pkl as the files of a Hub folder ---
+
+
+def hub_files(folder):
+    """Write the tokenizer of a nanochat training folder as a Hub folder has it: {name: content}.
+
+    Content is text, or what json.dump takes. tokenizers, transformers and `Tokenizer.load` give
+    with these files the ids that tiktoken gives with tokenizer.pkl.
+    Raises ValueError, with the file, where tokenizer.json cannot say the same.
+    """
+    path = find_pickle(Path(folder))
+    pattern, ranks, special, _ = unpickle(path)
+    if not SHARED_SYNTAX.fullmatch(pattern):
+        raise refusal(path, "pat_str", pattern, "what Oniguruma and Rust read alike")
+    characters = {byte: char for char, byte in ALPHABET.items()}
+    tokens = ["".join(map(characters.get, token)) for token in sorted(ranks, key=ranks.get)]
+    vocab = dict(zip(tokens, sorted(ranks.values()), strict=True))
+    if both := vocab.keys() & special.keys():
+        raise refusal(path, "special_tokens", sorted(both), "names that no other token spells")
+    merges = [last_merge(token, vocab) for token in tokens if len(token) > 1]
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    added = [
+        {"id": i, "content": name, **dict.fromkeys(flags, False), "special": True}
+        for name, i in sorted(special.items(), key=lambda item: item[1])
+    ]
+    names = nanochat_names(special)
+    # Removed with invert keeps what the regex matches and drops the rest, as tiktoken does.
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    level["use_regex"] = False
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            "post_processor": None,
+            "decoder": level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": True,  # tiktoken looks a whole piece up before it merges
+                "vocab": vocab | special,
+                "merges": [merge for merge in merges if merge],
+            },
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **names,
+            "pad_token": names.get("bos_token"),
+            "additional_special_tokens": [name for name in special if name not in names.values()],
+            "clean_up_tokenization_spaces": False,
+            "added_tokens_decoder": {
+                str(token["id"]): {key: token[key] for key in ("content", *flags, "special")}
+                for token in added
+            },
+        },
+        "chat_template.jinja": templates_of(Path(folder))["default"],
+    }
+
+
+def last_merge(token, ranks):
+    """Give the two parts that tiktoken joins last to make a token, or None where none make it.
+
+    What joins inside a stretch of text depends on that stretch alone, until something joins across
+    its ends: so these two are the only neighbours that ever spell the token, in any text.
+    """
+    parts = list(token)
+    while len(parts) > 2:
+        found = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
+        first = found.index(min(found))
+        if found[first] == math.inf:
+            return None
+        parts[first : first + 2] = [parts[first] + parts[first + 1]]
+    return parts
 
 
 # --- the Hub's tokenizer.json ---

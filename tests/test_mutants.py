@@ -41,7 +41,7 @@ MUTANTS = {
         "k, v = kv.extend(k, v, step.start)",
         "kv.extend(k, v, step.start)",
     ),
-    "the padded vocabulary not cut": ("nanochat.py", "[..., : self.config.vocab_size]", "[...]"),
+    "the padded vocabulary not cut": ("checkpoint.py", "tensor[:rows]", "tensor"),
     "a mask off by one, inward": ("cache.py", "(seen <= query)", "(seen < query)"),
     "a mask off by one, outward": ("cache.py", "(seen <= query)", "(seen <= query + 1)"),
     "is_causal for a later piece": ("nanochat.py", "mask is None and s > t", "False"),

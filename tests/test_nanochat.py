@@ -25,7 +25,7 @@ def test_nanochat_itself_gives_the_same_logits_and_greedy_ids():
 
 
 @torch.inference_mode()
-def test_a_padded_vocabulary_is_cut_from_the_logits(tmp_path):
+def test_the_rows_that_pad_a_vocabulary_are_cut(tmp_path):
     """nanochat pads its embedding to a multiple of 64 from 2025-12-23 on."""
     tensors = torch.load(GOLDEN / "model_000010.pt", weights_only=True)
     for name in ("_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"):
@@ -125,5 +125,5 @@ def test_the_published_sizes_have_the_published_parameter_counts(name, params):
     native = {"sequence_len": 2048, "vocab_size": 65536, "n_layer": layers}
     native |= {"n_head": heads, "n_kv_head": heads, "n_embd": width}
     with torch.device("meta"):
-        model = nanochat.NanoChat(nanochat.config_from_native(native, 65536))
+        model = nanochat.NanoChat(nanochat.config_from_hub(nanochat.hub_config(native)))
     assert sum(p.numel() for p in model.parameters()) == params

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tiktoken import Encoding
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Reference
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nanomodels.tokenizer import ALPHABET, Tokenizer
+from nanomodels import chat
+from nanomodels.tokenizer import ALPHABET, Tokenizer, hub_files
 
 NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 SPLITS = {
@@ -416,6 +417,190 @@ def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
     (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
     native = Tokenizer.load(folder)
     assert native.encode(text) == ours.encode(text) == encoding.encode_ordinary(text)
+
+
+def write_native(folder, tokens, ids=None, pattern=SPLITS["nanochat"]):
+    """A nanochat tokenizer.pkl: tokens in the order of their ranks, then the nine special ones."""
+    folder.mkdir(exist_ok=True, parents=True)
+    names = list(Tokenizer.load(NANOCHAT).special_ids)
+    ids = ids or range(len(tokens) + len(names))
+    every = dict(zip([*tokens, *names], ids, strict=True))
+    encoding = Encoding(
+        "rustbpe",
+        pat_str=pattern,
+        mergeable_ranks={token: every[token] for token in sorted(tokens)},  # the order says nothing
+        special_tokens={name: every[name] for name in names},
+    )
+    (folder / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
+    return encoding
+
+
+def write_hub(native, folder):
+    """The folder that hub_files gives, with as much of a config.json as AutoTokenizer wants."""
+    folder.mkdir(exist_ok=True)
+    for name, content in hub_files(native).items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+    (folder / "config.json").write_text('{"model_type": "nanochat"}')
+    return folder
+
+
+def trained_tokens(size):
+    """All 256 bytes, and the tokens that training joins from them, in that order."""
+    merged = ["".join(merge) for merge in json.loads(trained("nanochat", size))["model"]["merges"]]
+    spelled = [bytes(map(ALPHABET.__getitem__, token)) for token in dict.fromkeys(merged)]
+    return [*(bytes([byte]) for byte in range(256)), *spelled]
+
+
+def odd_native(folder):
+    """Ranks that no training gives: with gaps, in any order, two tokens that nothing joins."""
+    tokens = [*trained_tokens(900), b"qzqzq", b" XYZZY"]
+    random.Random(1).shuffle(tokens)
+    ids = random.Random(2).sample(range(3 * len(tokens)), len(tokens) + 9)
+    return write_native(folder, tokens, [*sorted(ids[9:]), *ids[:9]])
+
+
+NATIVE = {
+    **{path.name: path for path in sorted(NANOCHAT.parent.glob("nanochat-*"))},
+    "4000 tokens": lambda folder: write_native(folder, trained_tokens(4000)),
+    "odd": odd_native,
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Of a case: tiktoken's encoding, ours of tokenizer.pkl, and three readers of hub_files."""
+
+    @cache
+    def both(case):
+        native, folder = NATIVE[case], tmp_path_factory.mktemp("hub")
+        if callable(native):
+            native(folder / "native")
+            native = folder / "native"
+        encoding = pickle.loads((native / "tokenizer.pkl").read_bytes())
+        write_hub(native, folder)
+        reference = Reference.from_file(str(folder / "tokenizer.json"))
+        transformers = AutoTokenizer.from_pretrained(folder)
+        return encoding, Tokenizer.load(native), Tokenizer.load(folder), reference, transformers
+
+    return both
+
+
+CHATTY = st.one_of(
+    TEXTS,
+    st.lists(
+        st.sampled_from(
+            ["<|bos|>", "<|assistant_end|>", "<|python_start|", "\u0301", "\r\n", "qzqzq", " XYZZY"]
+        )
+    ).map("".join),
+)
+
+
+@pytest.mark.parametrize("case", NATIVE)
+@settings(CALM, max_examples=300)
+@given(text=CHATTY)
+def test_hub_files_give_the_ids_of_tiktoken(both, case, text):
+    encoding, native, hub, reference, transformers = both(case)
+    ids = encoding.encode(text, allowed_special="all")
+    assert native.encode(text, special=True) == hub.encode(text, special=True) == ids
+    assert reference.encode(text).ids == transformers(text).input_ids == ids
+    plain = encoding.encode_ordinary(text)
+    assert native.encode(text) == hub.encode(text) == plain
+    reference.encode_special_tokens = True
+    assert reference.encode(text).ids == plain
+    reference.encode_special_tokens = False
+    assert native.decode(ids) == hub.decode(ids) == transformers.decode(ids) == text
+    shown = transformers.decode(ids, skip_special_tokens=True)
+    assert (
+        native.decode(ids, skip_special=True) == hub.decode(ids, skip_special=True) == shown
+        and reference.decode(ids, skip_special_tokens=True) == shown
+    )
+
+
+@pytest.mark.parametrize("case", NATIVE)
+@settings(CALM, max_examples=100)
+@given(texts=st.lists(CHATTY, min_size=1, max_size=4), system=st.booleans(), more=st.booleans())
+def test_hub_files_give_the_ids_of_a_chat(both, case, texts, system, more):
+    _, native, hub, _, transformers = both(case)
+    messages = [{"role": "system", "content": "Be kind."}] if system else []
+    for n, text in enumerate(texts):
+        messages.append({"role": ("user", "assistant")[n % 2], "content": text})
+    ids = native.encode_chat(messages, add_generation_prompt=more)
+    assert hub.encode_chat(messages, add_generation_prompt=more) == ids
+    assert ids == transformers.apply_chat_template(
+        messages, add_generation_prompt=more, return_dict=False
+    )
+
+
+@pytest.mark.parametrize("case", NATIVE)
+def test_hub_files_keep_every_token_and_name(both, case):
+    encoding, native, hub, reference, transformers = both(case)
+    for text in [*NASTY, *CORPUS, "".join(NASTY)]:
+        ids = encoding.encode(text, allowed_special="all")
+        assert hub.encode(text, special=True) == native.encode(text, special=True) == ids
+        assert reference.encode(text).ids == transformers(text).input_ids == ids
+    for token, i in encoding._mergeable_ranks.items():
+        assert hub.token_bytes(i) == token
+    for name, i in encoding._special_tokens.items():
+        assert hub.special_ids[name] == reference.token_to_id(name) == i
+        assert transformers.convert_tokens_to_ids(name) == i and i in transformers.all_special_ids
+    same = ["bos_id", "chat_template", "eos_id", "special_ids", "stop_ids", "vocab_size"]
+    assert [getattr(hub, name) for name in same] == [getattr(native, name) for name in same]
+    assert hub._bytes == native._bytes and hub.chat_template == chat.NANOCHAT_TEMPLATE
+    assert (transformers.bos_token_id, transformers.eos_token_id) == (hub.bos_id, hub.eos_id)
+    assert transformers.pad_token_id == hub.bos_id and transformers.chat_template
+    assert (len(hub._bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
+
+
+@settings(CALM, max_examples=200)
+@given(
+    tokens=st.lists(st.text("abc", min_size=2, max_size=6), max_size=14, unique=True),
+    texts=st.lists(st.text("abc", max_size=14), max_size=8),
+    pattern=st.sampled_from([SPLITS["nanochat"], "[ab]+"]),
+)
+def test_hub_files_give_the_ids_of_tiktoken_for_any_ranks(tmp_path_factory, tokens, texts, pattern):
+    folder = tmp_path_factory.getbasetemp() / "any-ranks"
+    tokens = [token.encode() for token in tokens]
+    encoding = write_native(
+        folder / "native", [*(bytes([byte]) for byte in range(256)), *tokens], pattern=pattern
+    )
+    hub = Tokenizer.load(write_hub(folder / "native", folder))
+    reference = Reference.from_file(str(folder / "tokenizer.json"))
+    for text in [*texts, *(token.decode() for token in tokens)]:
+        assert hub.encode(text) == reference.encode(text).ids == encoding.encode_ordinary(text)
+
+
+def test_what_hub_files_cannot_say_is_refused(tmp_path):
+    every = [bytes([byte]) for byte in range(256)]
+    write_native(tmp_path, every, pattern=r"\p{N}{1,3}+|.")
+    with pytest.raises(ValueError, match=r"tokenizer.pkl: pat_str is .* Oniguruma"):
+        hub_files(tmp_path)
+    write_native(tmp_path, [*every, b"<|bos|>"])
+    with pytest.raises(ValueError, match=r'tokenizer.pkl: special_tokens is \["<\|bos\|>"\]'):
+        hub_files(tmp_path)
+
+
+@pytest.mark.parametrize("phase", ["base", "mid", "chatsft", "chatrl"])
+def test_a_training_run_keeps_its_tokenizer_apart(tmp_path, monkeypatch, phase):
+    run = tmp_path / f"{phase}_checkpoints" / "d20"
+    run.mkdir(parents=True)
+    shared = tmp_path / "tokenizer" / "tokenizer.pkl"
+    with pytest.raises(FileNotFoundError) as caught:
+        Tokenizer.load(run)
+    assert str(shared) not in str(caught.value)
+    (run / "model_000010.pt").touch()
+    for read in (Tokenizer.load, hub_files):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(run)
+        assert str(run / "tokenizer.pkl") in str(caught.value) and str(shared) in str(caught.value)
+
+    write_native(shared.parent, trained_tokens(300))
+    vocab = hub_files(run)["tokenizer.json"]["model"]["vocab"]
+    assert len(vocab) == Tokenizer.load(run).vocab_size == 256 + 39 + 9
+    monkeypatch.chdir(run)
+    assert Tokenizer.load(".").vocab_size == Tokenizer.load(Path("..") / run.name).vocab_size == 304
+    write_native(run, trained_tokens(320))  # the folder's own comes first
+    assert Tokenizer.load(run).vocab_size == 256 + 59 + 9
 
 
 def test_bos_is_added_where_the_checkpoint_adds_it(load):
