@@ -25,10 +25,10 @@ from math import prod
 from pathlib import Path
 
 import torch
-from nanomodels.quantize import Int4, Int8, QuantizedLinear, parts_of, quantize
 
-from nanomodels import checkpoint
+from nanomodels import checkpoint, nanochat
 from nanomodels.files import one_line
+from nanomodels.quantize import Int4, Int8, QuantizedLinear, parts_of, quantize
 from nanomodels.tokenizer import hub_files
 
 EXAMPLES = """examples:
@@ -46,8 +46,6 @@ COMPANIONS = (
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
-# nanochat scripts/chat_cli.py.
-NANOCHAT_GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 50}
 ALIGNMENT = 64  # bytes; a cache line, and the width of the widest vector register
 SHARD = 5_000_000_000  # most bytes of a file in the Hub's layout
 PIECE = 1 << 26  # bytes written at a time
@@ -66,6 +64,14 @@ def say(line, end="\n"):
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(line, end=end, file=sys.stderr, flush=True)
+
+
+def tell(line):
+    """Write to stdout; that its reader is gone is no reason to stop."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_arguments(argv):
@@ -146,7 +152,7 @@ def convert(args):
             verify(args, folder)
             watch.check()
         publish(folder, dst, args.force)
-    print(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
+    tell(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
 
 
 # --- what to do ---
@@ -209,7 +215,7 @@ def gather_companions(args, source):
     files = {str(path.relative_to(args.src)): path.read_bytes() for path in found}
     if source.native:
         eos = {"eos_token_id": source.config["eos_token_id"]}
-        files["generation_config.json"] = json_bytes(NANOCHAT_GENERATION | eos)
+        files["generation_config.json"] = json_bytes(nanochat.GENERATION_CONFIG | eos)
         with contextlib.suppress(FileNotFoundError):  # its tokenizer may be elsewhere
             for name, content in hub_files(args.src).items():
                 files[name] = content.encode() if isinstance(content, str) else json_bytes(content)
@@ -333,19 +339,18 @@ def describe(args, dst, source, parts, files, companions):
         was[kind_of(part.tensor)] += part.tensor.nbytes
         for _, dtype, shape in part.outputs:
             will[str(dtype)[6:]] += prod(shape) * dtype.itemsize
-    print(
+    tell(
         f"source    {args.src}: {type(source.model).__name__}, {len(parts)} tensors, {sizes(was)}"
     )
     if source.skipped:
-        print(f"left out  {checkpoint.left_out(source.skipped)}")
-    print(f"target    {dst}: {sizes(will)}")
+        tell(f"left out  {checkpoint.left_out(source.skipped)}")
+    tell(f"target    {dst}: {sizes(will)}")
     if source.scheme:
         count = sum(len(part.outputs) > 1 for part in parts)
-        print(f"{source.scheme:9} {count} of {len(parts)} tensors")
-    print(f"files     {', '.join([*(file.name for file in files), 'config.json', *companions])}")
+        tell(f"{source.scheme:9} {count} of {len(parts)} tensors")
+    tell(f"files     {', '.join([*(file.name for file in files), 'config.json', *companions])}")
     if not any(name.startswith("tokenizer") or name.endswith(".model") for name in companions):
-        print("          no tokenizer: SRC has none")
-    sys.stdout.flush()
+        tell("          no tokenizer: SRC has none")
 
 
 def kind_of(tensor):
@@ -366,6 +371,8 @@ def config_file(args, source):
     if args.to == "hf":
         return config
     name, revision = origin(args.src)
+    if source.native:
+        revision = source.files[-1].stem  # the step
     made = source.config.get("nanomodels") or {"source": name, "revision": revision}
     return config | {"nanomodels": made | {"quantize": source.scheme}}
 
@@ -516,7 +523,7 @@ def verify(args, folder):
     limit = 1e-5 if usual == torch.float32 else 0.02
     if not difference <= limit:
         raise ValueError(f"{args.src}: the new folder's logits are others, by {difference:.1e}")
-    print(f"verified  every tensor to the bit, the logits of 16 tokens to {difference:.1e} of them")
+    tell(f"verified  every tensor to the bit, the logits of 16 tokens to {difference:.1e} of them")
 
 
 def raw(tensor):

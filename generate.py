@@ -31,8 +31,6 @@ The sampling settings that are not given are those of the checkpoint's generatio
 one without any is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C.
 """
 BATCH = 16  # prompts of a file that run at the same time
-# A nanochat training folder has no generation_config.json: nanochat scripts/chat_cli.py.
-NANOCHAT_DEFAULTS = {"do_sample": True, "temperature": 0.6, "top_k": 50}
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,6 +126,7 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint import left_out
+    from nanomodels.nanochat import GENERATION_CONFIG
     from nanomodels.quantize import parameter_count
     from nanomodels.sampling import Sampler
 
@@ -139,7 +138,7 @@ def run(args):
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     path = args.model / "generation_config.json"
     native = args.model.is_dir() and not (args.model / "config.json").is_file()
-    defaults = read_json(path) if path.is_file() else NANOCHAT_DEFAULTS if native else {}
+    defaults = read_json(path) if path.is_file() else GENERATION_CONFIG if native else {}
     settings = generation_settings(args, defaults)
     # Bad settings are found here, before a large model is read.
     sampling = {k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")}

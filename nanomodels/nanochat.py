@@ -263,6 +263,9 @@ NATIVE_NAMES = {
     "lm_head.weight": "lm_head.weight",
 }
 
+# A training folder has no generation_config.json; this is scripts/chat_cli.py's.
+GENERATION_CONFIG = {"do_sample": True, "temperature": 0.6, "top_k": 50}
+
 # meta.json -> config.json.
 NATIVE_KEYS = {
     "sequence_len": "max_position_embeddings",

@@ -277,6 +277,13 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reader_that_is_gone_stops_nothing(source, target):
+    command = f"{sys.executable} convert_hf.py {source} {target} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert nanomodels.load(target)
+
+
 def test_the_target_is_weights_and_the_name(monkeypatch, tmp_path):
     monkeypatch.setattr(convert_hf, "WEIGHTS", tmp_path / "weights")
     revision = "0123abc"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reference import random_nemotron_h
 from safetensors.torch import load_file, save_file
 
+import convert_hf
 import nanomodels
 from nanomodels import modelopt
 from nanomodels.modelopt import FP8, NVFP4, gather, recognise
@@ -495,3 +496,19 @@ def test_a_release_loads_as_the_bfloat16_folder_of_its_values(release, dtype):
     assert ours.skipped == unused and theirs.skipped == {}
     ids = torch.arange(20).view(2, 10)
     assert torch.equal(ours(ids), theirs(ids))
+
+
+@pytest.mark.parametrize("layout", ["nanomodels", "hf"])
+def test_a_release_is_converted_to_the_bfloat16_of_its_values(release, tmp_path, capsys, layout):
+    packed, plain, *_ = release
+    target = tmp_path / "ours"
+    assert convert_hf.main([str(packed), str(target), "--to", layout, "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "NVFP4" in said and "FP8" in said and "*.input_scale, *.k_scale, *.v_scale" in said
+    assert "quantization_config" not in json.loads((target / "config.json").read_text())
+    ours, theirs = nanomodels.load(target), nanomodels.load(plain)
+    assert ours.skipped == {}
+    for (name, our), (same, their) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        assert name == same and our.dtype == their.dtype and torch.equal(our, their)
