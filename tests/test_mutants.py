@@ -24,9 +24,9 @@ MUTANTS = {
     ),
     "softcap before the cast": (
         "nanochat.py",
-        "].float()\n        cap = self.config.final_logit_softcapping\n"
+        ".float()\n        cap = self.config.final_logit_softcapping\n"
         "        return logits if cap is None else cap * torch.tanh(logits / cap)",
-        "]\n        cap = self.config.final_logit_softcapping\n"
+        "\n        cap = self.config.final_logit_softcapping\n"
         "        return (logits if cap is None else cap * torch.tanh(logits / cap)).float()",
     ),
     "no norm after the embedding": (
@@ -138,7 +138,7 @@ MUTANTS = {
     ),
     "Nemotron-H: its exact parameters loaded in bf16": (
         "checkpoint.py",
-        "torch.float32 if exact else wanted",
+        "torch.float32 if is_exact(module, leaf) else wanted",
         "wanted",
     ),
     "Nemotron-H: rotary positions in attention": (
@@ -267,6 +267,32 @@ MUTANTS = {
     "top-p that keeps too few": ("sampling.py", "<= 1 - self.top_p", "<= 1.05 - self.top_p"),
     "longrope that never goes long": ("rope.py", "if length > trained", "if length > 10**9"),
     "yarn without its scale": ("rope.py", "scale = yarn_scale(rope)", "scale = 1.0"),
+    "the high half of a byte first": (
+        "modelopt.py",
+        "(e2m1.repeat(16), e2m1.repeat_interleave(16))",
+        "(e2m1.repeat_interleave(16), e2m1.repeat(16))",
+    ),
+    "a second scale that is lost": ("modelopt.py", ".mul_(self.scale_2.to(device))", ""),
+    "a product rounded twice": ("modelopt.py", "mul_(scale.float()[..., None])",
+                                "mul_(scale.float()[..., None]).bfloat16().float()"),
+    "codes that miss the zero": ("quantize.py", "torch.addcmul(zero[some], w, scale[some], out=w)",
+                                 "torch.mul(w, scale[some], out=w)"),
+    "steps that are too wide": ("quantize.py", "zero / 8 - low / 8, high / 7 - zero / 7",
+                                "zero / 7 - low / 7, high / 6 - zero / 6"),
+    "rows packed in another order": ("quantize.py", "(low | high << 4)", "(high | low << 4)"),
+    "tensors that begin anywhere": ("../convert_hf.py", "gaps.append(-offset % alignment)",
+                                    "gaps.append(0)"),
+    "a router that is rounded": (
+        "../convert_hf.py",
+        "torch.float32 if checkpoint.is_exact(module, leaf) else getattr(torch, args.dtype)",
+        "getattr(torch, args.dtype)",
+    ),
+    "transformers' names for the Hub's": ("../convert_hf.py", "names.setdefault(ours, hub)",
+                                          "names[ours] = hub"),
+    "a source that may change": ("../convert_hf.py", "if self.state(path) != state:", "if False:"),
+    "a target that is there too early": ("../convert_hf.py", 'f".{dst.name}.partial"', "dst.name"),
+    "another step than the one asked for": ("checkpoint.py", "if step is None:", "if True:"),
+    "a small head forgotten": ("checkpoint.py", '"lm_head.weight_scale" in stored', "False"),
 }  # fmt: skip
 
 
@@ -274,15 +300,17 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_fails(tmp_path, name):
     file, old, new = MUTANTS[name]
-    for part in ("nanomodels", "tests", "generate.py", "pyproject.toml"):
+    for part in ("nanomodels", "tests", "generate.py", "convert_hf.py", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, tmp_path / part)
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
     path = tmp_path / "nanomodels" / file
     code = path.read_text()
     assert code.count(old) == 1, f"{old!r} stands {code.count(old)} times in {file}"
     path.write_text(code.replace(old, new))
     # The file's own tests first: there it fails the soonest.
-    tests = sorted(NUMBERS, key=lambda test: not test.endswith(f"test_{file}"))
+    own = f"tests/test_{path.stem.removesuffix('_hf')}.py"
+    tests = [own, *NUMBERS] if (ROOT / own).exists() else NUMBERS
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
