@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanomodels.files import one_line, read_json, read_text
+from nanomodels.files import one_line, read_json, read_text, say
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -38,13 +38,6 @@ class Parser(argparse.ArgumentParser):
         """One line, like every other error here."""
         say(f"generate.py: error: {message} (see generate.py --help)")
         self.exit(2)
-
-
-def say(line, end="\n"):
-    """Write to stderr; that it is closed or full is no reason to lose the text on stdout."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(line, end=end, file=sys.stderr, flush=True)
 
 
 def parse_arguments(argv):

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from nanomodels import modelopt
 from nanomodels import quantize as q
-from nanomodels.files import one_line, read_json
+from nanomodels.files import one_line, read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
@@ -46,33 +46,37 @@ def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=Non
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
     source = read(folder, era)
-    try:
-        if quantize is not None:
-            source.quantize(quantize)
-        return finish(source, device, dtype, progress)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    if quantize is not None:
+        source.quantize(quantize)
+    return finish(source, device, dtype, progress)
 
 
 @dataclass
 class Source:
     """What a checkpoint folder holds."""
 
+    folder: Path
     architecture: object  # the module of this package
     model: nn.Module  # on the meta device
     config: dict  # config.json, of the language model; made here for a nanochat training folder
     tensors: dict  # parameter name -> list of (name in the file, tensor); mapped, not read yet
     skipped: dict  # the names left out -> bytes
-    files: list  # that the tensors are in
+    files: dict  # that all this was read from -> files.state_of it, before
     native: bool  # a nanochat training folder
     scheme: str | None  # a name in quantize.SCHEMES where the linears are so
 
     def quantize(self, scheme, lm_head=False):
         """Let the model's linears hold their weights in a scheme of quantize.py."""
-        if self.scheme not in (None, scheme):
-            raise ValueError(f"its weights are {self.scheme}: {scheme} would round them once more")
-        if self.scheme is None:
-            q.replace(self.model, scheme, lm_head)
+        if self.scheme is not None:
+            if scheme != self.scheme or lm_head:
+                raise ValueError(f"{self.folder}: its weights are {self.scheme} already")
+            return
+        count = q.replace(self.model, scheme, lm_head)
+        if not count or (lm_head and isinstance(self.model.lm_head, nn.Linear)):
+            raise ValueError(
+                f"{self.folder}: {scheme} is for linears whose sizes are multiples of {q.GROUP}; "
+                f"{'its head is none' if count else 'there is none'}"
+            )
         self.scheme = scheme
 
 
@@ -103,6 +107,7 @@ def read_hub(folder):
     config = next((part for part in parts if isinstance(part, dict)), whole)
     architecture, model = build(path, config)
     model.stop_ids = stop_ids(folder, config)
+    states = states_of(folder)
     recipe = config.get("quantization_config") or whole.get("quantization_config") or None
     packed = modelopt.recognise(folder, recipe)
     tensors, files = read_tensors(folder)
@@ -112,7 +117,9 @@ def read_hub(folder):
             tensors, skipped = modelopt.gather(tensors)
         if "nanomodels" in config:  # convert_hf.py wrote it: tensors have the parameters' names
             made = config["nanomodels"]
-            scheme = made.get("quantize") if isinstance(made, dict) else None
+            if not isinstance(made, dict):
+                raise ValueError(f"config.json: nanomodels is {made!r}; it must be an object")
+            scheme = made.get("quantize")
             names = {pattern(name): pattern(name) for name, _ in model.named_parameters()}
             tensors = {name: t for name, t in tensors.items() if not name.startswith(PADDING)}
             if scheme is not None:
@@ -127,20 +134,25 @@ def read_hub(folder):
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     skipped |= {name: tensors[name].nbytes for name in left_out}
-    return Source(architecture, model, config, renamed, skipped, [path, *files], False, scheme)
+    files = {path: states[path] for path in (path, *files)}
+    return Source(folder, architecture, model, config, renamed, skipped, files, False, scheme)
 
 
 def read_nanochat(folder, era=None, step=None):
     """The Source of a nanochat training folder."""
     from nanomodels import nanochat, nanochat_2026
 
-    if step is None:
-        path = max(folder.glob("model_*.pt"), key=lambda path: path.stem)
-    else:
-        path = folder / f"model_{step:06}.pt"
-    tensors = map_torch(path)
+    found = (re.fullmatch(r"model_(\d+)\.pt", path.name) for path in folder.iterdir())
+    steps = {int(match[1]): folder / match[0] for match in found if match}
+    if step not in (None, *steps) or not steps:
+        raise FileNotFoundError(f"{folder}: has no step {step}; it has {sorted(steps)}")
+    path = steps[max(steps) if step is None else step]
     meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
+    states = states_of(folder)
+    tensors = map_torch(path)
     model_config = read_json(meta_path).get("model_config") or {}
+    if not isinstance(model_config, dict):
+        raise ValueError(f"{meta_path}: model_config is {model_config!r}; it must be an object")
     # torch.compile leaves a prefix.
     named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
     embedding = named.get("transformer.wte.weight")
@@ -179,7 +191,13 @@ def read_nanochat(folder, era=None, step=None):
         renamed, _ = rename(named, architecture.NATIVE_NAMES)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    return Source(architecture, model, config, renamed, {}, [meta_path, path], True, None)
+    files = {path: states[path] for path in (meta_path, path)}
+    return Source(folder, architecture, model, config, renamed, {}, files, True, None)
+
+
+def states_of(folder):
+    """The files of a folder -> files.state_of each."""
+    return {path: state_of(path) for path in folder.iterdir()}
 
 
 def build(path, config):
@@ -190,8 +208,9 @@ def build(path, config):
         raise ValueError(f"{path}: model_type {model_type!r} is unknown; supported: {supported}")
     architecture = importlib.import_module(f"nanomodels.{model_type}")
     classes = architecture.ARCHITECTURES
-    name = next(iter(config.get("architectures") or classes))
-    if name not in classes:
+    names = config.get("architectures") or [*classes]
+    name = names[0] if isinstance(names, list) else names
+    if name not in [*classes]:
         supported = ", ".join(classes)
         raise ValueError(f"{path}: architectures: {name!r} is unknown; supported: {supported}")
     try:
@@ -264,7 +283,7 @@ def read_shards(index, reader):
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index}: {name} is in {shard!r}; it must be a file of this folder")
     tensors, shards = {}, sorted(set(weight_map.values()))
     for shard in shards:
@@ -306,13 +325,16 @@ def map_torch(path):
         with warnings.catch_warnings(action="ignore"):  # of pickles that are not torch's
             tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except LOADING_ERRORS as error:
-        raise ValueError(
-            f"{path}: not a whole file of plain tensors ({one_line(error)[:80]})"
-        ) from None
+        if "memory" in str(error):
+            raise MemoryError(f"{path}: {one_line(error)}") from None
+        what = "it asks for more than tensors; nothing in it was run"
+        if not isinstance(error, pickle.UnpicklingError):
+            what = f"{one_line(error)[:80]}"
+        raise ValueError(f"{path}: not a whole file of plain tensors ({what})") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str)
         and isinstance(tensor, torch.Tensor)
-        and tensor.layout == torch.strided
+        and (tensor.layout, tensor.device.type, tensor.is_nested) == (torch.strided, "cpu", False)
         for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: must hold tensors by name")
@@ -413,7 +435,10 @@ def is_exact(module, leaf):
 
 def finish(source, device="cpu", dtype=None, progress=None):
     """The model of a Source, with its parameters; as `load`."""
-    fill(match(source.model, source.tensors), torch.device(device), dtype, progress)
+    try:
+        fill(match(source.model, source.tensors), torch.device(device), dtype, progress)
+    except ValueError as error:
+        raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
     return source.model.eval()
 
@@ -447,4 +472,4 @@ def left_out(skipped):
 def listed(names):
     """Up to five names, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:5]) + more

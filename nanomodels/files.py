@@ -1,6 +1,8 @@
-"""What every reader of a checkpoint's files needs."""
+"""What every reader of a checkpoint's files, and every command, needs."""
 
+import contextlib
 import json
+import sys
 
 
 def read_text(path):
@@ -24,6 +26,22 @@ def read_json(path, kind=dict):
         wanted = {dict: "object", list: "list"}[kind]
         raise ValueError(f"{path}: must hold a JSON {wanted}, holds a {type(content).__name__}")
     return content
+
+
+def say(line, end="\n"):
+    """Write to stderr; that it is closed or full is no reason to lose the text on stdout."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, end=end, file=sys.stderr, flush=True)
+
+
+def state_of(path):
+    """What changes when a file does; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def one_line(error):

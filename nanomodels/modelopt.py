@@ -94,7 +94,8 @@ class Quantised:
 
     def __init__(self, shape, *parts):
         self.shape = torch.Size(shape)
-        self.nbytes = sum(part.nbytes for part in parts)  # as stored
+        self.stored = parts
+        self.nbytes = sum(part.nbytes for part in parts)
 
     def dim(self):
         return len(self.shape)

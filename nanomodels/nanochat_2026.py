@@ -100,12 +100,18 @@ class Config:
         return self.gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
 
 
+NATIVE_KEYS = (
+    *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"),
+    "window_pattern",
+)
+
+
 def hub_config(model_config, era):
     """config.json for the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS."""
     return {
         "architectures": ["NanoChat2026"],
         "model_type": "nanochat_2026",
-        **model_config,
+        **{key: model_config[key] for key in NATIVE_KEYS if key in model_config},
         "era": era,
     }
 
@@ -115,7 +121,7 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-    names = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+    names = NATIVE_KEYS[:-1]
     missing = [key for key in names if key not in hub]
     if missing:
         raise ValueError(f"model_config lacks {', '.join(missing)}")

@@ -76,6 +76,8 @@ def config_from_hub(hub):
     head_dim = keys.size("head_dim", hidden_size // heads)
     context = keys.size("max_position_embeddings", 4096)
     labels, problem_type = hub.get("id2label"), hub.get("problem_type")
+    if not isinstance(labels, dict | None):
+        raise ValueError(f"id2label is {labels!r}; it must be an object")
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type {problem_type!r} is unknown; supported: {PROBLEM_TYPES}")
     return Config(

@@ -34,7 +34,7 @@ class Packed:
     dtype = torch.bfloat16
 
     def __init__(self, codes, scales):
-        self.codes, self.scales = codes, scales
+        self.codes, self.scales = self.stored = codes, scales
         self.nbytes = codes.nbytes + scales.nbytes  # as stored
 
     @classmethod
@@ -287,12 +287,17 @@ def eligible(model, lm_head=False):
 
 
 def replace(model, scheme, lm_head=False):
-    """Put a QuantizedLinear in place of each eligible linear of a model on the meta device."""
+    """Put a QuantizedLinear in place of each eligible linear of a model on the meta device.
+
+    Returns how many there are.
+    """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is unknown; supported: {', '.join(SCHEMES)}")
-    for name, linear in eligible(model, lm_head):
+    linears = eligible(model, lm_head)
+    for name, linear in linears:
         new = QuantizedLinear(linear.in_features, linear.out_features, linear.bias, scheme)
         model.set_submodule(name, new)
+    return len(linears)
 
 
 def parts_of(scheme, shape):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 import convert_hf
 import nanomodels
-from nanomodels import checkpoint
+from nanomodels import checkpoint, convert
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -29,7 +29,7 @@ TINY = ("nanochat-tiny", "nemotron-tiny", "nemotron-h-tiny")
 SHARDED, WHOLE = "5KB", "1GB"
 
 
-def convert(*args):
+def run(*args):
     assert convert_hf.main([str(arg) for arg in args]) == 0
 
 
@@ -57,7 +57,7 @@ def same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
-        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(convert.raw(tensor), convert.raw(theirs[name])), name
 
 
 def tensors_of(folder):
@@ -77,8 +77,8 @@ def test_there_and_back_again_every_tensor_is_equal_to_the_bit(tmp_path, family,
         max_shard_size=SHARDED if seed % 3 else WHOLE,
         save_original_format=seed in (0, 1, 5),  # else Nemotron-H's experts are stacked
     )
-    convert(tmp_path / "hub", tmp_path / "ours", "--verify")
-    convert(tmp_path / "ours", tmp_path / "back", "--to", "hf", "--verify")
+    run(tmp_path / "hub", tmp_path / "ours", "--verify")
+    run(tmp_path / "ours", tmp_path / "back", "--to", "hf", "--verify")
     ids = torch.arange(53)[None] * 31 % theirs.config.vocab_size
     rounding = {"rtol": 0, "atol": 0.2 if seed % 2 else 1e-4}  # where tensors begin matters
     models = [nanomodels.load(tmp_path / name) for name in ("hub", "ours", "back")]
@@ -96,6 +96,46 @@ def test_there_and_back_again_every_tensor_is_equal_to_the_bit(tmp_path, family,
     torch.testing.assert_close(again(ids).logits, first(ids).logits, **rounding)
 
 
+@pytest.mark.parametrize("stored", [("embed",), ("head",), ("embed", "head")])
+@pytest.mark.parametrize("family", ["nanochat", "nemotron"])
+def test_tied_weights_are_written_once(tmp_path, family, stored):
+    make = FAMILIES[family]
+    theirs = next(m for m in map(make, range(50)) if m.config.tie_word_embeddings)
+    theirs.save_pretrained(tmp_path / "hub")
+    file = tmp_path / "hub" / "model.safetensors"
+    tensors = load_file(file)
+    names = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    shared = tensors.pop(names["embed"])
+    save_file(tensors | {names[name]: shared.clone() for name in stored}, file, {"format": "pt"})
+    run(tmp_path / "hub", tmp_path / "ours", "--verify")
+    run(tmp_path / "ours", tmp_path / "back", "--to", "hf", "--verify")
+    again = type(theirs).from_pretrained(tmp_path / "back")
+    same(again.state_dict(), theirs.state_dict())
+
+
+def test_other_heads_go_there_and_back(tmp_path):
+    from transformers import NemotronForQuestionAnswering, NemotronForSequenceClassification
+
+    config = FAMILIES["nemotron"](2).config
+    for head in (NemotronForQuestionAnswering, NemotronForSequenceClassification):
+        theirs, folder = head(config), tmp_path / head.__name__
+        theirs.save_pretrained(folder / "hub")
+        run(folder / "hub", folder / "ours", "--verify")
+        run(folder / "ours", folder / "back", "--to", "hf", "--verify")
+        same(head.from_pretrained(folder / "back").state_dict(), theirs.state_dict())
+
+
+def test_code_of_the_repository_is_not_named_in_what_goes_back(tmp_path):
+    random_nemotron_h(1).save_pretrained(tmp_path / "hub")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = tmp_path / "hub" / name
+        content = json.loads(path.read_text()) if path.exists() else {"eos_token": "</s>"}
+        path.write_text(json.dumps(content | {"auto_map": {"AutoConfig": "x.Y"}}))
+    run(tmp_path / "hub", tmp_path / "back", "--to", "hf")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "back" / name).read_text())
+
+
 def test_the_hubs_own_names_come_back(tmp_path):
     """Not those of transformers in memory, whose experts are stacked under `model.`."""
     theirs = random_nemotron_h(3)
@@ -104,15 +144,15 @@ def test_the_hubs_own_names_come_back(tmp_path):
     expected = load_file(tmp_path / "hub" / "model.safetensors")
     assert any(name.startswith("backbone.") for name in expected)
     for source in ("hub", "stacked"):
-        convert(tmp_path / source, tmp_path / f"{source}-back", "--to", "hf")
+        run(tmp_path / source, tmp_path / f"{source}-back", "--to", "hf")
         same(load_file(tmp_path / f"{source}-back" / "model.safetensors"), expected)
 
 
 def test_a_large_model_goes_back_in_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_hf, "SHARD", 20_000)
+    monkeypatch.setattr(convert, "SHARD", 20_000)
     theirs = random_nanochat(3)
     theirs.save_pretrained(tmp_path / "hub")
-    convert(tmp_path / "hub", tmp_path / "back", "--to", "hf")
+    run(tmp_path / "hub", tmp_path / "back", "--to", "hf")
     shards = sorted(path.name for path in (tmp_path / "back").glob("*.safetensors"))
     assert len(shards) > 2
     assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
@@ -124,7 +164,7 @@ def test_a_large_model_goes_back_in_shards(tmp_path, monkeypatch):
     "source", [*(WEIGHTS / name for name in TINY), *(DATA / n for n in NATIVE)]
 )
 def test_every_tensor_begins_at_a_multiple_of_64_bytes_and_is_the_mapped_file(tmp_path, source):
-    convert(source, tmp_path / "ours")
+    run(source, tmp_path / "ours")
     stored = tensors_of(tmp_path / "ours")
     assert all(tensor.data_ptr() % 64 == 0 for tensor in stored.values())
     model, first = nanomodels.load(tmp_path / "ours"), nanomodels.load(source)
@@ -138,7 +178,7 @@ def test_every_tensor_begins_at_a_multiple_of_64_bytes_and_is_the_mapped_file(tm
 @torch.inference_mode()
 @pytest.mark.parametrize("name", TINY)
 def test_a_converted_checkpoint_talks_as_before(tmp_path, name):
-    convert(WEIGHTS / name, tmp_path / "ours")
+    run(WEIGHTS / name, tmp_path / "ours")
     made = json.loads((tmp_path / "ours" / "config.json").read_text())["nanomodels"]
     assert made["source"] == name
     texts = []
@@ -156,7 +196,7 @@ def test_a_converted_checkpoint_talks_as_before(tmp_path, name):
 @torch.inference_mode()
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_nanochat_training_folder_is_converted(tmp_path, name):
-    convert(DATA / name, tmp_path / "ours", "--verify")
+    run(DATA / name, tmp_path / "ours", "--verify")
     expected = load_file(DATA / name / "expected.safetensors")
     model, first = nanomodels.load(tmp_path / "ours"), nanomodels.load(DATA / name)
     logits = model(expected["input_ids"])[:, expected["positions"]]
@@ -178,7 +218,7 @@ def test_a_nanochat_training_folder_of_2025_goes_to_the_hub(tmp_path):
     from transformers import NanoChatForCausalLM
 
     source = DATA / NATIVE[0]
-    convert(source, tmp_path / "hub", "--to", "hf", "--dtype", "float32")
+    run(source, tmp_path / "hub", "--to", "hf", "--dtype", "float32")
     theirs = NanoChatForCausalLM.from_pretrained(tmp_path / "hub")
     expected = load_file(source / "expected.safetensors")
     logits = theirs(expected["input_ids"]).logits[:, expected["positions"]]
@@ -194,19 +234,19 @@ def test_transformers_has_no_class_for_later_nanochats(tmp_path, refused, name):
 
 
 def test_a_step_of_a_training_run_is_chosen(tmp_path, refused):
-    run = tmp_path / "run"
-    shutil.copytree(DATA / NATIVE[0], run)
-    tensors = torch.load(run / "model_000010.pt", weights_only=True)
+    folder = tmp_path / "run"
+    shutil.copytree(DATA / NATIVE[0], folder)
+    tensors = torch.load(folder / "model_000010.pt", weights_only=True)
     tensors["_orig_mod.lm_head.weight"] *= 2
-    torch.save(tensors, run / "model_000020.pt")
-    shutil.copy(run / "meta_000010.json", run / "meta_000020.json")
+    torch.save(tensors, folder / "model_000020.pt")
+    shutil.copy(folder / "meta_000010.json", folder / "meta_000020.json")
     heads = []
     for name, step in (("a", ["--step", 10]), ("b", ["--step", 20]), ("c", [])):
-        convert(run, tmp_path / name, *step)
+        run(folder, tmp_path / name, *step)
         heads.append(nanomodels.load(tmp_path / name).lm_head.weight)
     assert torch.equal(heads[0] * 2, heads[1])
     assert torch.equal(heads[1], heads[2])
-    refused(run, tmp_path / "d", "--step", 30, words=["model_000030.pt", "no such file"])
+    refused(folder, tmp_path / "d", "--step", 30, words=["has no step 30; it has [10, 20]"])
     refused(WEIGHTS / TINY[0], tmp_path / "d", "--step", 3, words=["3", "has steps"])
 
 
@@ -228,7 +268,7 @@ def test_files_that_torch_saved_are_read(tmp_path, layout):
     else:
         zipped = layout == "zip"
         torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    convert(source, tmp_path / "ours")
+    run(source, tmp_path / "ours")
     first = nanomodels.load(tmp_path / "hub").state_dict()
     same(nanomodels.load(tmp_path / "ours").state_dict(), first)
     same(nanomodels.load(source).state_dict(), first)
@@ -236,7 +276,7 @@ def test_files_that_torch_saved_are_read(tmp_path, layout):
 
 def test_a_dtype_asked_for_is_written_but_what_must_be_exact_stays_float32(tmp_path):
     random_nemotron_h(1).save_pretrained(tmp_path / "hub")
-    convert(tmp_path / "hub", tmp_path / "ours", "--dtype", "bfloat16", "--verify")
+    run(tmp_path / "hub", tmp_path / "ours", "--dtype", "bfloat16", "--verify")
     expected = nanomodels.load(tmp_path / "hub", dtype=torch.bfloat16)
     same(tensors_of(tmp_path / "ours"), expected.state_dict())
     same(nanomodels.load(tmp_path / "ours").state_dict(), expected.state_dict())
@@ -247,7 +287,7 @@ def test_a_dtype_asked_for_is_written_but_what_must_be_exact_stays_float32(tmp_p
 @pytest.mark.parametrize("head", [[], ["--quantize-head"]])
 def test_quantised_weights_are_those_that_loading_makes(tmp_path, refused, scheme, head):
     source, ours = WEIGHTS / "nemotron-h-tiny", tmp_path / "ours"
-    convert(source, ours, "--quantize", scheme, "--verify", *head)
+    run(source, ours, "--quantize", scheme, "--verify", *head)
     ids = torch.arange(40)[None]
     model = nanomodels.load(ours)
     if not head:
@@ -263,14 +303,54 @@ def test_quantised_weights_are_those_that_loading_makes(tmp_path, refused, schem
         nanomodels.load(ours, quantize=other)
     refused(ours, tmp_path / "other", "--quantize", other, words=[f"its weights are {scheme}"])
     # Back in the Hub's layout they are what the codes stand for.
-    convert(ours, tmp_path / "back", "--to", "hf")
+    run(ours, tmp_path / "back", "--to", "hf")
     back = nanomodels.load(tmp_path / "back")
     difference = (back(ids) - model(ids)).abs().max()
     assert difference <= 0.05 * model(ids).abs().max()
 
 
+def test_weights_that_cannot_be_quantised_are_refused(tmp_path, refused):
+    random_nanochat(3).save_pretrained(tmp_path / "hub")
+    words = ["there is none"]
+    refused(tmp_path / "hub", tmp_path / "ours", "--quantize", "int4", words=words)
+    with pytest.raises(ValueError, match="sizes are multiples of 64; there is none"):
+        nanomodels.load(tmp_path / "hub", quantize="int8")
+    run(WEIGHTS / TINY[0], tmp_path / "small", "--quantize", "int8")
+    again = ["--quantize", "int8", "--quantize-head"]
+    refused(tmp_path / "small", tmp_path / "ours", *again, words=["are int8 already"])
+    shutil.copytree(WEIGHTS / TINY[0], tmp_path / "nan")
+    file = tmp_path / "nan" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.fc1.weight"
+    tensors[name][3, 5] = torch.nan
+    save_file(tensors, file)
+    refused(tmp_path / "nan", tmp_path / "ours", "--quantize", "int4", words=["layers.1.mlp.fc1"])
+    run(tmp_path / "nan", tmp_path / "ours", "--verify")  # as it is, it is a model
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_refused(tmp_path, refused):
+    random_nanochat(3).save_pretrained(tmp_path / "hub")
+    file = tmp_path / "hub" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.fc1.weight"][0, 0] = 70_000.0
+    save_file(tensors, file)
+    words = ["layers.0.mlp.fc1.weight", "7e+04 is too large for float16"]
+    refused(tmp_path / "hub", tmp_path / "ours", "--dtype", "float16", words=words)
+    run(tmp_path / "hub", tmp_path / "ours", "--dtype", "bfloat16")
+
+
+def test_a_tokenizer_of_nanochat_beside_a_hubs_config_goes_along(tmp_path):
+    shutil.copytree(WEIGHTS / TINY[0], tmp_path / "hub")
+    for path in (tmp_path / "hub").glob("tokenizer*"):
+        path.unlink()
+    shutil.copy(DATA / NATIVE[0] / "tokenizer.pkl", tmp_path / "hub")
+    run(tmp_path / "hub", tmp_path / "ours")
+    ours, theirs = (nanomodels.Tokenizer.load(tmp_path / name) for name in ("ours", "hub"))
+    assert ours.encode("Hello, world") == theirs.encode("Hello, world")
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
-    convert(WEIGHTS / "nemotron-h-tiny", tmp_path / "a" / "ours", "--dry-run", "--quantize", "int4")
+    run(WEIGHTS / "nemotron-h-tiny", tmp_path / "a" / "ours", "--dry-run", "--quantize", "int4")
     said = capsys.readouterr().out
     for words in ("NemotronH", "bfloat16", "int4", "model.safetensors", "chat_template.jinja"):
         assert words in said
@@ -290,11 +370,11 @@ def test_the_target_is_weights_and_the_name(monkeypatch, tmp_path):
     cached = tmp_path / "models--nvidia--Tiny" / "snapshots" / revision
     cached.parent.mkdir(parents=True)
     shutil.copytree(WEIGHTS / "nanochat-tiny", cached)
-    convert(cached)
+    run(cached)
     config = json.loads((tmp_path / "weights" / "Tiny" / "config.json").read_text())
     assert config["nanomodels"]["source"] == "nvidia/Tiny"
     assert config["nanomodels"]["revision"] == revision
-    convert(tmp_path / "weights" / "Tiny", "--to", "hf")
+    run(tmp_path / "weights" / "Tiny", "--to", "hf")
     config = json.loads((tmp_path / "weights" / "Tiny-hf" / "config.json").read_text())
     assert "nanomodels" not in config
     local = tmp_path / "local"
@@ -302,7 +382,7 @@ def test_the_target_is_weights_and_the_name(monkeypatch, tmp_path):
     (local / ".cache" / "huggingface" / "download").mkdir(parents=True)
     metadata = local / ".cache" / "huggingface" / "download" / "config.json.metadata"
     metadata.write_text(f"{revision}\netag\n123.4\n")
-    convert(local, "--quantize", "int8")
+    run(local, "--quantize", "int8")
     config = json.loads((tmp_path / "weights" / "local-int8" / "config.json").read_text())
     assert config["nanomodels"] == {"source": "local", "revision": revision, "quantize": "int8"}
 
@@ -324,13 +404,17 @@ def target(tmp_path, source):
 
 
 def test_a_target_that_is_there_is_kept(source, target, refused):
-    convert(source, target)
+    run(source, target)
     mark = target / "config.json"
     before = mark.read_bytes()
     refused(source, target, words=["is there already; --force"])
     refused(source, source, words=["is SRC"])
     refused(source, source.parent, words=["is SRC"])
     refused(source, source / "x", words=["is SRC"])
+    thesis = target / "thesis.tex"
+    thesis.write_text("dear")
+    refused(source, target, "--force", words=[thesis, "is no part of a checkpoint"])
+    thesis.unlink()
     other = target.parent / "other"
     other.mkdir()
     (other / "letter.txt").write_text("dear")
@@ -340,10 +424,31 @@ def test_a_target_that_is_there_is_kept(source, target, refused):
     # A run with --force that fails leaves the old one.
     refused(source.parent / "nowhere", target, "--force", words=["no such folder"])
     assert mark.read_bytes() == before
-    (target / "old").touch()
-    convert(source, target, "--force")
-    assert not (target / "old").exists()
+    (target / "merges.txt").touch()
+    run(source, target, "--force")
+    assert not (target / "merges.txt").exists()
     assert sorted(path.name for path in target.parent.iterdir()) == ["other", "ours"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_ends_between_two_names_loses_nothing(source, target, monkeypatch, killed):
+    run(source, target)
+    rename = Path.rename
+
+    def stop(path, name):
+        if path.name == ".ours.partial":
+            raise KeyboardInterrupt
+        if not (killed and path.name == ".ours.old"):
+            return rename(path, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        assert convert_hf.main([str(source), str(target), "--force"]) == 130
+    assert target.exists() != killed
+    assert convert_hf.main([str(source), str(target)]) == 2  # without --force: it is there again
+    assert nanomodels.load(target)
+    run(source, target, "--force")
+    assert [path.name for path in target.parent.iterdir()] == ["ours"]
 
 
 def test_a_full_disk_is_one_clear_line(source, target, refused, monkeypatch):
@@ -387,10 +492,13 @@ def test_a_target_that_cannot_be_written_is_one_clear_line(source, refused, tmp_
     refused(source, tmp_path / "file" / "ours")
 
 
+@pytest.mark.parametrize("dtype", [[], ["--dtype", "bfloat16"]])
 @pytest.mark.parametrize("change", ["grown", "cut", "gone"])
-def test_a_source_that_changes_meanwhile_is_noticed(source, target, refused, monkeypatch, change):
+def test_a_source_that_changes_meanwhile_is_noticed(
+    source, target, refused, monkeypatch, change, dtype
+):
     shard = sorted(source.glob("*.safetensors"))[-1]
-    add = convert_hf.Progress.add
+    add = convert.Progress.add
 
     def meddle(self, size):
         add(self, size)
@@ -400,13 +508,12 @@ def test_a_source_that_changes_meanwhile_is_noticed(source, target, refused, mon
             else:
                 os.truncate(shard, 4096 if change == "cut" else shard.stat().st_size + 1)
 
-    monkeypatch.setattr(convert_hf.Progress, "add", meddle)
-    monkeypatch.setattr(convert_hf.Watch, "PAUSE", 0.0)
-    refused(source, target, words=[shard, "has changed while it was read"])
+    monkeypatch.setattr(convert.Progress, "add", meddle)
+    refused(source, target, *dtype, words=[shard, "has changed while it was read"])
 
 
 def test_what_does_not_read_back_is_noticed(source, target, refused, monkeypatch):
-    write = convert_hf.write
+    write = convert.write
 
     def damage(path, *args):
         write(path, *args)
@@ -414,7 +521,7 @@ def test_what_does_not_read_back_is_noticed(source, target, refused, monkeypatch
             file.seek(-5, os.SEEK_END)
             file.write(b"\x5a")
 
-    monkeypatch.setattr(convert_hf, "write", damage)
+    monkeypatch.setattr(convert, "write", damage)
     refused(source, target, "--verify", words=["does not read back as it was written"])
 
 
@@ -423,10 +530,11 @@ def slow(tmp_path):
     """A program that converts the source so slowly that it can be stopped meanwhile."""
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\nimport convert_hf\nadd = convert_hf.Progress.add\n"
+        "import sys, time\nimport convert_hf\nfrom nanomodels import convert\n"
+        "add = convert.Progress.add\n"
         "def slowly(self, size):\n    add(self, size)\n    print('.', flush=True)\n"
         "    time.sleep(0.3)\n"
-        "convert_hf.Progress.add = slowly\nsys.exit(convert_hf.main())\n"
+        "convert.Progress.add = slowly\nsys.exit(convert_hf.main())\n"
     )
 
     def start(*args):
@@ -450,7 +558,7 @@ def test_a_run_that_is_killed_leaves_no_target_and_the_next_one_works(source, ta
     process.kill()
     process.communicate()
     assert [path.name for path in target.parent.iterdir()] == [".ours.partial"]
-    convert(source, target)
+    run(source, target)
     assert [path.name for path in target.parent.iterdir()] == ["ours"]
     assert nanomodels.load(target)
 
@@ -471,6 +579,17 @@ def test_a_run_that_is_stopped_leaves_nothing(source, target, slow, name, status
     assert process.returncode == status
     assert error == ""
     assert not list(target.parent.iterdir())
+
+
+def test_ctrl_c_while_torch_is_imported_is_quiet(source, target):
+    command = [sys.executable, "convert_hf.py", source, target]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (130, "")
 
 
 def edit_index(source, change):
@@ -543,8 +662,8 @@ def test_a_terminal_sees_how_far_it_is(monkeypatch, source, target):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(convert_hf.Progress, "PAUSE", 0.0)
-    convert(source, target)
+    monkeypatch.setattr(convert.Progress, "PAUSE", 0.0)
+    run(source, target)
     said = terminal.getvalue()
     assert "GB/s" in said
     assert "s left" in said
@@ -552,7 +671,6 @@ def test_a_terminal_sees_how_far_it_is(monkeypatch, source, target):
 
 
 def test_help_and_mistakes(capsys):
-    start = time.perf_counter()
     with pytest.raises(SystemExit) as raised:
         convert_hf.main(["--help"])
     assert raised.value.code == 0
@@ -561,4 +679,28 @@ def test_help_and_mistakes(capsys):
         convert_hf.main(["x", "--to", "gguf"])
     assert raised.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert time.perf_counter() > start
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", True),
+        ("architectures", [[]]),
+        ("architectures", {"a": 1}),
+        ("nanomodels", "yes"),
+        ("nanomodels", {"quantize": ["int4"]}),
+        ("quantization_config", 5),
+    ],
+)
+def test_odd_values_in_the_config_are_refused(source, target, refused, key, value):
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    refused(source, target)
+
+
+@pytest.mark.parametrize("value", [5, True, "x", [[]]])
+def test_odd_values_in_the_meta_are_refused(tmp_path, refused, value):
+    shutil.copytree(DATA / NATIVE[1], tmp_path / "run")
+    (tmp_path / "run" / "meta_000010.json").chmod(0o644)
+    (tmp_path / "run" / "meta_000010.json").write_text(json.dumps({"model_config": value}))
+    refused(tmp_path / "run", tmp_path / "ours", words=["model_config"])

@@ -280,18 +280,18 @@ MUTANTS = {
     "steps that are too wide": ("quantize.py", "zero / 8 - low / 8, high / 7 - zero / 7",
                                 "zero / 7 - low / 7, high / 6 - zero / 6"),
     "rows packed in another order": ("quantize.py", "(low | high << 4)", "(high | low << 4)"),
-    "tensors that begin anywhere": ("../convert_hf.py", "gaps.append(-offset % alignment)",
+    "tensors that begin anywhere": ("convert.py", "gaps.append(-offset % alignment)",
                                     "gaps.append(0)"),
     "a router that is rounded": (
-        "../convert_hf.py",
+        "convert.py",
         "torch.float32 if checkpoint.is_exact(module, leaf) else getattr(torch, args.dtype)",
         "getattr(torch, args.dtype)",
     ),
-    "transformers' names for the Hub's": ("../convert_hf.py", "names.setdefault(ours, hub)",
+    "transformers' names for the Hub's": ("convert.py", "names.setdefault(ours, hub)",
                                           "names[ours] = hub"),
-    "a source that may change": ("../convert_hf.py", "if self.state(path) != state:", "if False:"),
-    "a target that is there too early": ("../convert_hf.py", 'f".{dst.name}.partial"', "dst.name"),
-    "another step than the one asked for": ("checkpoint.py", "if step is None:", "if True:"),
+    "a source that may change": ("convert.py", "if state_of(path) != state:", "if False:"),
+    "a target that is there too early": ("convert.py", 'f".{dst.name}.{what}"', "dst.name"),
+    "another step than the one asked for": ("checkpoint.py", "if step is None else step", ""),
     "a small head forgotten": ("checkpoint.py", '"lm_head.weight_scale" in stored', "False"),
 }  # fmt: skip
 
@@ -309,7 +309,7 @@ def test_a_mutant_fails(tmp_path, name):
     assert code.count(old) == 1, f"{old!r} stands {code.count(old)} times in {file}"
     path.write_text(code.replace(old, new))
     # The file's own tests first: there it fails the soonest.
-    own = f"tests/test_{path.stem.removesuffix('_hf')}.py"
+    own = f"tests/test_{path.stem}.py"
     tests = [own, *NUMBERS] if (ROOT / own).exists() else NUMBERS
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
