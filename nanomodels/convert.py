@@ -439,12 +439,17 @@ def write(path, file, mapped, progress, watch):
         out.write(file.header)
         for part in file.parts:
             watch.check(now=False)
-            for tensor in part.make(mapped):
-                out.write(bytes(next(gaps)))
-                data = memoryview(raw(tensor).numpy())
-                for start in range(0, len(data), PIECE):
-                    out.write(data[start : start + PIECE])
-                    progress.add(len(data[start : start + PIECE]))
+            write_part(out, part, gaps, mapped, progress)
+
+
+def write_part(out, part, gaps, mapped, progress):
+    """A function, so that what it has in memory is gone before the next part is read."""
+    for tensor in part.make(mapped):
+        out.write(bytes(next(gaps)))
+        data = memoryview(raw(tensor).numpy())
+        for start in range(0, len(data), PIECE):
+            out.write(data[start : start + PIECE])
+            progress.add(len(data[start : start + PIECE]))
 
 
 @contextlib.contextmanager
