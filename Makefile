@@ -1,5 +1,5 @@
 # `make` alone prints this menu.
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow bench lint clean
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -8,6 +8,7 @@ help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
 	@echo "make test       set up .venv if need be, then run the tests"
 	@echo "make test-slow  the tests that take minutes: broken code must fail"
+	@echo "make bench      speed beside transformers and the machine's limits: 10 minutes"
 	@echo "make lint       ruff, over everything"
 	@echo "make clean      remove .venv and what Python and the tools left behind"
 
@@ -19,6 +20,9 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv/test
+	$(BIN)/python tests/bench.py $(BENCH)
 
 lint: .venv/test
 	$(PIP) ruff

@@ -68,6 +68,13 @@ def parse_arguments(argv):
     add("--seed", type=int, metavar="N", help="the same seed gives the same samples [random]")
     add("--num-samples", type=int, default=1, metavar="N", help="so many texts for each prompt")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add(
+        "--draft-lookup",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens at once from the text so far: sooner where it repeats [0: off]",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
     add(
         "--dtype",
@@ -129,6 +136,10 @@ def run(args):
     elif device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+    if args.draft_lookup < 0:
+        raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
+    if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
+        raise ValueError("--draft-lookup goes with one prompt and one sample")
     path = args.model / "generation_config.json"
     native = args.model.is_dir() and not (args.model / "config.json").is_file()
     defaults = read_json(path) if path.is_file() else GENERATION_CONFIG if native else {}
@@ -424,10 +435,13 @@ def complete(args, model, tokenizer, settings, prompts):
     ]
     alone = len(rows) == 1 and not args.json
     progress = None if args.quiet else show_reading
-    steps = generate_batch(model, encoded, num_samples=samples, progress=progress, **settings)
     meter = Meter(args, model, sum(map(len, encoded)))
+    steps = generate_batch(
+        model, encoded, num_samples=samples, progress=progress, **meter.drafting, **settings
+    )
     show = Screen(not args.quiet).show if alone else lambda row, text: None
     interrupted = produce(rows, steps, settings["max_new_tokens"], meter, show)
+    steps.close()
     if alone:
         write("\n")
     for n, row in enumerate(rows):
@@ -477,7 +491,7 @@ class Memory:
             self.ids, snapshot = self.marks[-1]
             self.cache.restore(snapshot)
 
-    def steps(self, ids, message, settings):
+    def steps(self, ids, message, drafting, settings):
         """The steps of an answer to `ids`, which begin with the ids of the user's message."""
         from nanomodels import generate_batch
 
@@ -485,7 +499,7 @@ class Memory:
         if continues(ids, message) and len(message) > self.cache.length:
             list(generate_batch(self.model, [message], max_new_tokens=1, **fed))
             self.marks[1:] = [(message, self.cache.snapshot())]
-        yield from generate_batch(self.model, [ids], **fed, **settings)
+        yield from generate_batch(self.model, [ids], **fed, **drafting, **settings)
 
 
 def continues(ids, start):
@@ -529,9 +543,10 @@ def converse(args, model, tokenizer, settings, chat):
         row = Row(tokenizer, args.stop, prompt, model.context_length + 1 - len(ids))
         meter = Meter(args, model, len(ids) - memory.cache.length)
         message = chat.encode(turns, add_generation_prompt=False).ids
-        steps = memory.steps(ids, message, settings)
+        steps = memory.steps(ids, message, meter.drafting, settings)
         screen = Screen(not args.quiet)
         produce([row], steps, settings["max_new_tokens"], meter, screen.show)
+        steps.close()  # only then does the cache hold what it should
         write("\n")
         memory.ids = (ids + row.tokens)[: memory.cache.length]
         turns.append({"role": "assistant", "content": row.text, "reasoning_content": row.reasoning})
@@ -557,6 +572,11 @@ class Meter:
     def __init__(self, args, model, prompt_tokens):
         self.quiet, self.model, self.prompt_tokens = args.quiet, model, prompt_tokens
         self.times = [time.perf_counter()]
+        self.drafted = self.accepted = 0
+        self.drafting = {"draft_lookup": args.draft_lookup, "on_draft": self.draft}
+
+    def draft(self, drafted, accepted):
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
 
     def step(self):
         self.times.append(time.perf_counter())
@@ -577,11 +597,13 @@ class Meter:
             seconds = self.times[-1] - self.times[1]
             figures += [
                 f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
-                f"{step_bytes(self.model) * steps / seconds / 1e9:.2f} GB/s",
+                f"{step_bytes(self.model) * (steps - self.accepted) / seconds / 1e9:.2f} GB/s",
             ]
         if settings["temperature"]:
             figures.append(f"seed {settings['seed']}")
         report("new", *figures)
+        if self.drafted:
+            report("drafts", f"{self.drafted} tokens, {self.accepted} of them right")
         report("memory", f"{peak_memory(embedding_of(self.model).device) / 1e6:.0f} MB peak")
 
 

@@ -106,6 +106,17 @@ class Step:
     real: torch.Tensor | None  # (b, t) False for padding; None: all are tokens
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where a cache stood once: what `Cache.mark` gives and `Cache.back` takes."""
+
+    history: object  # the cache's own then
+    length: int
+    ragged: bool
+    tokens: torch.Tensor
+    states: list  # window and state of each Mamba-2 block
+
+
 class Cache:
     """One entry per block, at the block's index, and the one position that all of them share.
 
@@ -119,6 +130,7 @@ class Cache:
         self.ragged = False  # whether any column may be padding
         self.positions = torch.full((batch, max_length), PADDING, device=device)
         self.tokens = torch.zeros((batch, 1), dtype=torch.long, device=device)  # seen, per row
+        self.history = object()  # another one after each change that is not a forward's
 
     def extend_by(self, step):
         """Move on over the tokens of `step`; the last thing that a model's forward does."""
@@ -135,19 +147,48 @@ class Cache:
     def reorder(self, rows):
         """Keep the rows named, in that order; a row may be named several times, or not at all."""
         rows = torch.as_tensor(rows, device=self.positions.device)
+        self.history = object()
         self.positions, self.tokens = self.positions[rows], self.tokens[rows]
         for entry in self.entries:
             if entry is not None:
                 entry.reorder(rows)
 
+    @property
+    def recurrent(self):
+        """Whether there is a Mamba-2 block: what its state has taken in, it cannot give back."""
+        return any(isinstance(entry, SSM) for entry in self.entries)
+
+    def mark(self):
+        """Where the cache stands now, for `back`; nothing is copied.
+
+        A call writes its keys behind those that are there, and replaces each Mamba-2 state by
+        another, so that lengths and the states themselves are all there is to remember.
+        """
+        states = [(entry.window, entry.state) for entry in self.entries if isinstance(entry, SSM)]
+        return Mark(self.history, self.length, self.ragged, self.tokens, states)
+
+    @torch.inference_mode()
+    def back(self, mark):
+        """Forget all calls since the mark; all but these calls makes it worthless.
+
+        Raises ValueError if the cache was truncated, reordered or restored since, or is another.
+        """
+        if mark.history is not self.history or mark.length > self.length:
+            raise ValueError("the mark is of another cache, or from before it was changed by hand")
+        self.length, self.ragged, self.tokens = mark.length, mark.ragged, mark.tokens
+        self.positions[:, self.length :] = PADDING
+        recurrent = [entry for entry in self.entries if isinstance(entry, SSM)]
+        for entry, (window, state) in zip(recurrent, mark.states, strict=True):
+            entry.window, entry.state = window, state
+
     @torch.inference_mode()
     def truncate(self, length):
         """Forget all but the first `length` tokens of every row.
 
-        Raises ValueError if length is negative or more than the longest row has, or if there is a
-        Mamba-2 block: what a state has taken in, it cannot give back.
+        Raises ValueError if length is negative or more than the longest row has, or if the cache is
+        recurrent.
         """
-        if any(isinstance(entry, SSM) for entry in self.entries):
+        if self.recurrent:
             raise ValueError(
                 "a cache with Mamba-2 states cannot be truncated; take a snapshot() where it may "
                 "have to go back to, and restore() that"
@@ -155,6 +196,7 @@ class Cache:
         longest = int(self.tokens.max())
         if not 0 <= length <= longest:
             raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
+        self.history = object()
         self.positions[self.positions >= length] = PADDING
         self.tokens = self.tokens.clamp(max=length)
         used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
@@ -193,6 +235,7 @@ class Cache:
                     f"the snapshot is of another model or batch: {name} is {found.get(name)}, "
                     f"not {wanted.get(name)}"
                 )
+        self.history = object()
         for name, view in views.items():
             view.copy_(snapshot[name])
         self.length = length

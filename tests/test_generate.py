@@ -772,7 +772,7 @@ def test_a_chat_whose_context_is_full_forgets_the_oldest_turn_and_begins_anew(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("args", [["--think"], ["--no-think"]])
+@pytest.mark.parametrize("args", [["--think"], ["--no-think", "--draft-lookup", "6"]])
 def test_a_chat_says_what_the_whole_prompt_alone_would_give(
     run, monkeypatch, tmp_path, family, args
 ):
@@ -816,3 +816,28 @@ def test_a_chat_says_what_the_whole_prompt_alone_would_give(
     fed = [int(line.split()[1]) for line in err.splitlines() if line.startswith("prompt")]
     assert fed[0] == len(prompts[0])
     assert all(some < len(ids) for some, ids in zip(fed[1:], prompts[1:], strict=True))
+
+
+def test_drafts_change_no_text_and_are_counted(run):
+    notes = " ".join(
+        f"The number of the {place} is {n}." for n, place in enumerate(("mill", "sea"))
+    )
+    args = (
+        "--model",
+        ROOT / "weights" / "nemotron-h-tiny",
+        f"{notes} What is the number of the sea?",
+    )
+    _, plain, _ = run(*args, "--dtype", "float32")
+    status, text, err = run(*args, "--dtype", "float32", "--draft-lookup", 4)
+    assert status == 0
+    assert text == plain
+    [line] = [line for line in err.splitlines() if line.startswith("drafts")]
+    assert int(line.split()[1]) >= int(line.split()[3]) > 0
+
+
+@pytest.mark.parametrize("args", [["-1"], ["4", "--num-samples", "2"]])
+def test_drafts_that_cannot_be_are_refused(run, args):
+    status, _, err = run(FRANCE, "--draft-lookup", *args)
+    assert status == 2
+    assert "--draft-lookup" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,692 @@
+#!/usr/bin/env python3
+"""The machine's limits, and how near to them nanomodels and transformers come. For Linux, on CPUs.
+
+For each model random bf16 weights are written in the Hub's layout, and both sides load these files.
+Each side is a process that stays alive; they are asked in turn, one at a time: ours, theirs, ours,
+theirs, ... once untimed, then --repeats times. Figures are medians (least-most); a gain is how many
+times faster, or smaller, the first side is. int4 and bf16 take turns, too, once theirs is gone.
+
+    read      the best rate, of several ways, at which 1 GB is read once
+    matrix    the best rate of a bf16 product as in a prefill of 512 tokens. Both are measured
+              before and after each model; the better one is that model's limit
+    load      s, of files that are in memory. Ours maps them and reads them at the first pass, so
+              there is a second figure, with 32 tokens read
+    prefill   tokens/s of a prompt, with the logits of its last token; ours in pieces of 512 as
+              generate.py does it, theirs at once. Limit: the matrix rate over 2 operations for each
+              weight that a token passes, those of the head once; attention and scan are not counted
+    decode    tokens/s of 16 greedy steps after a prompt of 32 tokens and 2 steps untimed, batch 8
+              with 8 prompts. transformers with its own cache in a plain loop; its generate() is
+              slower still
+    GB/s      of the weights that these steps read: no embeddings, and only the experts chosen
+              (counted in a step of ours). Limit: the read rate
+    memory    GB, the most that a fresh process holds, mapped files included, which loads, reads
+              512 tokens and decodes
+    context   two Mamba layers: time per token and peak memory by the prompt's length; ours alone,
+              as transformers 5.23.0 has no cache for a model without attention
+    start     s from starting a command to the first byte of its answer, its files in memory
+
+--full takes a larger cut of nemotron-3, prompts of 4096 and contexts up to 128k: half an hour.
+Exit status: 0, 2 if a side fails, 130 after Ctrl-C.
+"""
+
+import argparse
+import gc
+import html
+import json
+import math
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from itertools import chain, groupby
+from pathlib import Path
+from statistics import correlation, mean, median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for nanomodels, where it is not installed
+OURS, THEIRS, INT4 = "ours", "transformers", "ours int4"
+PIECE, PROMPT, WARM, STEPS, BATCHES = 512, 32, 2, 16, (1, 8)
+
+D20 = {
+    "model_type": "nanochat",
+    "vocab_size": 65536,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+    "max_position_embeddings": 4096,  # d20 has 2048; the speed does not depend on it
+}
+MINITRON, NANO_2 = "Minitron-4B-Base.json", "NVIDIA-Nemotron-Nano-9B-v2.partial.json"
+NANO_3 = "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.json"
+# Name -> what it is, its config.json or that of which it is a cut, and the layers of the cut.
+MODELS = {
+    "d20": ("nanochat d20", D20, {}),
+    "minitron": ("8 layers of Minitron-4B", MINITRON, {"num_hidden_layers": 8}),
+    "nemotron-h": ("M-M*M- of Nemotron-Nano-9B-v2", NANO_2, {"hybrid_override_pattern": "M-M*M-"}),
+    "nemotron-3": ("MEM* of Nemotron-3-Nano-30B", NANO_3, {"hybrid_override_pattern": "MEM*"}),
+}
+FULL = ("MEMEM*EMM of Nemotron-3-Nano-30B", NANO_3, {"hybrid_override_pattern": "MEMEM*EMM"})
+CONTEXT = (
+    "two Mamba layers of Nemotron-3-Nano-30B",
+    NANO_3,
+    {"hybrid_override_pattern": "MM", "vocab_size": 1024},
+)
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "mamba_num_heads": 64,
+    "mamba_head_dim": 2,
+    "ssm_state_size": 16,
+    "moe_intermediate_size": 64,
+}
+QUESTION = "What is the capital of France?"
+THEIR_COMMAND = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, question = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}],
+    add_generation_prompt=True, return_tensors="pt", return_dict=True,
+)
+ids = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:]), flush=True)
+"""
+
+
+# --- Weights
+
+
+class Skipped(Exception):
+    """What a model needs and this machine has not."""
+
+
+def write_checkpoint(folder, source, changes, tiny):
+    """Write random weights for a config with changes, a file for each layer. Returns bytes."""
+    import torch
+    from safetensors.torch import save_file
+
+    from nanomodels import checkpoint
+
+    if isinstance(source, str):
+        source = json.loads((ROOT / "tests" / "data" / "configs" / source).read_text())
+        del source["num_hidden_layers"]  # of the whole model
+    config = source | changes | ({k: TINY[k] for k in TINY if k in source} if tiny else {})
+    config |= {"dtype": "bfloat16"}
+    config.pop("auto_map", None)  # code on the Hub
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    architecture, model = checkpoint.build(folder, config)
+    hub_names = {  # the first of several, which is the Hub's; the others are transformers 5's
+        ours: hub
+        for hub, ours in reversed(architecture.HUB_NAMES.items())
+        if ours and ours.count("{}") == hub.count("{}")
+    }
+    tensors = []  # (name, shape, dtype)
+    for prefix, module in model.named_modules():
+        for leaf, weight in module.named_parameters(recurse=False):
+            name = f"{prefix}.{leaf}"
+            name = hub_names[checkpoint.pattern(name)].format(*checkpoint.numbers(name))
+            exact = checkpoint.is_exact(module, leaf)
+            tensors.append((name, weight.shape, torch.float32 if exact else torch.bfloat16))
+    size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in tensors)
+    free = {"disk": shutil.disk_usage(folder).free, "memory": proc("/proc/meminfo", "MemAvailable")}
+    # Of memory: ours is the mapped file, theirs is a copy.
+    for what, needed in (("disk", size + 1e9), ("memory", 2 * size + 2e9)):
+        if free[what] < needed:
+            raise Skipped(f"{what}: {needed / 1e9:.1f} GB needed, {free[what] / 1e9:.1f} free")
+    noise, weight_map = torch.randn(1 << 24).bfloat16(), {}
+    for n, (_, layer) in enumerate(groupby(tensors, lambda t: checkpoint.numbers(t[0])[:1])):
+        file = f"model-{n:05}.safetensors"
+        made = {name: random_weight(name, shape, noise).to(dtype) for name, shape, dtype in layer}
+        save_file(made, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(made, file)
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    os.sync()  # or the writing would go on beside the measurements
+    return size
+
+
+def random_weight(name, shape, noise):
+    """Numbers of the size that a trained model has; the large ones repeat the noise."""
+    import torch
+
+    if name.endswith("A_log"):
+        return torch.linspace(0, math.log(16), *shape)
+    if name.endswith("dt_bias"):
+        return torch.linspace(-6, -2, *shape)
+    if name.endswith((".D", "norm.weight", "norm_f.weight")):
+        return torch.ones(shape)
+    flat, half = torch.empty(shape.numel(), dtype=noise.dtype), len(noise) // 2
+    for n, piece in enumerate(flat.split(half)):
+        start = (zlib.crc32(name.encode()) + n * 104729) % half
+        piece.copy_(noise[start : start + len(piece)])
+    return flat.mul_(shape[-1] ** -0.5).view(shape)
+
+
+def proc(path, key):
+    """A size that a file of /proc lists, in bytes."""
+    lines = dict(line.split(":", 1) for line in Path(path).read_text().splitlines())
+    return 1024 * int(lines[key].split()[0])
+
+
+# --- The sides: a child process has one of them
+
+
+class Ours:
+    def __init__(self, quantize=None):
+        self.quantize = quantize
+
+    def load(self):
+        import nanomodels
+
+        self.model = nanomodels.load(self.folder, quantize=self.quantize)
+
+    def start(self, ids, room):
+        """Read prompts (b, t): logits of the last tokens (b, vocab), cache with room for more."""
+        cache = self.model.new_cache(len(ids), ids.shape[1] + room)
+        for piece in ids.split(PIECE, dim=1):
+            logits, cache = self.step(piece, cache)
+        return logits, cache
+
+    def step(self, ids, cache):
+        """The same after more tokens (b, t)."""
+        return self.model(ids, cache=cache, logits_to_keep=1)[:, -1], cache
+
+
+class Theirs:
+    def load(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar(), logging.set_verbosity_error()
+        kwargs = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, **kwargs).eval()
+
+    def start(self, ids, room):
+        return self.step(ids, None)
+
+    def step(self, ids, cache):
+        out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], out.past_key_values
+
+
+SIDES = {OURS: Ours, THEIRS: Theirs, INT4: lambda: Ours("int4")}
+
+
+# --- What a child does: task(side, ...), most of them returning {label: figure}
+
+
+def load(side):
+    side.model = None
+    gc.collect()
+    began = time.perf_counter()
+    side.load()
+    loaded = time.perf_counter() - began
+    prefill(side, 32)
+    return {"load, s": loaded, "load + 32 tokens, s": time.perf_counter() - began}
+
+
+def prefill(side, tokens):
+    ids = random_ids(side, 1, tokens)
+    began = time.perf_counter()
+    side.start(ids, 0)
+    return {f"prefill {tokens}, tokens/s": tokens / (time.perf_counter() - began)}
+
+
+def decode(side, batch):
+    logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
+    for n in range(WARM + STEPS):
+        if n == WARM:
+            began = time.perf_counter()
+        logits, cache = side.step(logits.argmax(-1, keepdim=True), cache)
+    return {f"decode x {batch}, tokens/s": batch * STEPS / (time.perf_counter() - began)}
+
+
+def whole_run(side):
+    load(side), prefill(side, 512), decode(side, 1)
+    return proc("/proc/self/status", "VmHWM") / 1e9
+
+
+def context(side, tokens):
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    [speed] = prefill(side, tokens).values()
+    return {"us/token": 1e6 / speed, "GB": proc("/proc/self/status", "VmHWM") / 1e9}
+
+
+def last_logits(side):
+    return side.start(random_ids(side, 1, 512), 0)[0][0].tolist()
+
+
+def random_ids(side, batch, tokens):
+    import torch
+
+    vocab = json.loads((side.folder / "config.json").read_text())["vocab_size"]
+    return torch.randint(vocab, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+def weights_read(side, batch):
+    """What a step with `batch` rows reads: bytes, and the numbers that these stand for."""
+    model, chosen = side.model, []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out: chosen.append(len(out[0].unique())))
+        for module in model.modules()
+        if type(module).__name__ == "Router"
+    ]
+    logits, cache = side.start(random_ids(side, batch, PROMPT), 1)
+    chosen.clear()
+    side.step(logits.argmax(-1, keepdim=True), cache)
+    for hook in hooks:
+        hook.remove()
+    share = mean(chosen) / model.config.n_routed_experts if hooks else 1
+    read = [
+        (tensor, share if ".experts." in name else 1)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+        if "embed" not in name
+    ]
+    return {
+        "bytes": sum(tensor.nbytes * share for tensor, share in read),
+        "numbers": sum(tensor.numel() * share for tensor, share in read),
+        "numbers of the head": model.config.vocab_size * model.config.hidden_size,
+    }
+
+
+def limits(side, tiny):
+    """The machine's: {unit: (the best rate of several kinds, which it was)}, and the threads."""
+    import torch
+    import torch.nn.functional as F
+
+    data = torch.full((1 << (24 if tiny else 30),), 0x3F, dtype=torch.uint8)  # 0.7 in any dtype
+    bf16 = data.view(torch.bfloat16).view(-1, 1 << 13)
+    float32 = data.view(torch.float32).view(-1, 1 << 12)
+    reads = {
+        "sum of int64": lambda: data.view(torch.int64).sum(),
+        "sum of float32": lambda: float32.sum(),
+        "torch.mv of bfloat16": lambda: torch.mv(bf16, bf16[0]),
+        "torch.mv of float32": lambda: torch.mv(float32, float32[0]),
+    }
+    found = {"GB/s": max((data.nbytes / best(f) / 1e9, kind) for kind, f in reads.items())}
+    for dtype in (torch.bfloat16, torch.float32):
+        rates = []
+        for m, k, n in [(512, 512, 512)] if tiny else [(512, 4096, 4096), (512, 4096, 16384)]:
+            x, w = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+            seconds = best(lambda x=x, w=w: F.linear(x, w))
+            rates.append((2 * m * n * k / seconds / 1e12, f"{m} x {k} x {n}"))
+        found[f"{str(dtype)[6:]} TFLOP/s"] = max(rates)
+    return found | {"threads": torch.get_num_threads()}
+
+
+def best(call):
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# --- Child processes
+
+
+def serve(pipe, name, folder):
+    """A child: does (task, arguments) one after the other, until it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to that
+    import torch
+
+    side = SIDES[name]() if name else None
+    if side:
+        side.folder = folder
+    with torch.inference_mode(), suppress(EOFError):  # that is when the parent was killed
+        while True:
+            task, arguments = pipe.recv()
+            pipe.send(task(side, *arguments))
+
+
+@contextmanager
+def child(name=None, folder=None):
+    """A new process of a side, as a function that lets it do a task."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, far = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(far, name, folder), daemon=True)
+    process.start()
+    far.close()
+
+    def ask(task, *arguments):
+        pipe.send((task, arguments))
+        try:
+            return pipe.recv()
+        except EOFError:
+            process.join()
+            status = process.exitcode
+            raise ChildProcessError(f"{name} ended with {status} at {task.__name__}") from None
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.join()
+
+
+def in_turn(asks, repeats, task, *arguments):
+    """Ask each side in turn, once untimed and then `repeats` times: {label: {side: figure}}."""
+    say(" ", task.__name__, *arguments)
+    found = {}
+    for n in range(repeats + 1):
+        for side, ask in asks.items():
+            time.sleep(0.05)  # until the other side's threads have stopped spinning
+            figures = ask(task, *arguments)
+            for label, value in figures.items() if n else ():
+                found.setdefault(label, {}).setdefault(side, []).append(value)
+    return summarised(found)
+
+
+def summarised(figures):
+    return {
+        label: {s: {"median": median(v), "min": min(v), "max": max(v)} for s, v in sides.items()}
+        for label, sides in figures.items()
+    }
+
+
+# --- The parts
+
+
+def measure_limits(tiny):
+    say("limits")
+    with child() as ask:
+        return ask(limits, tiny)
+
+
+def measure_model(folder, tasks, repeats):
+    """All of one checkpoint: {other side: {label: {side: figure}}}, and what belongs to it."""
+    peaks, read, figures, alike = {}, {}, {}, {}
+    with child(OURS, folder) as ours:
+        peaks[OURS] = ours(whole_run)
+        read[OURS] = read[THEIRS] = {batch: ours(weights_read, batch) for batch in BATCHES}
+        for other in (THEIRS, INT4):  # never three at a time, for want of memory
+            say("  ours,", other)
+            with child(other, folder) as ask:
+                peaks[other] = ask(whole_run)
+                asks, table = {OURS: ours, other: ask}, {}
+                for task in tasks:
+                    if other == THEIRS or task not in ((prefill, 32), (prefill, 4096)):
+                        table |= in_turn(asks, repeats, *task)
+                alike[other] = correlation(ours(last_logits), ask(last_logits))
+                if other == INT4:
+                    read[INT4] = {batch: ask(weights_read, batch) for batch in BATCHES}
+            peak = {"memory, GB": {side: [peaks[side]] for side in asks}}
+            figures[other] = table | summarised(peak)
+    return {"figures": figures, "correlation of logits": alike, "read": read}
+
+
+def add_limits(found, limit):
+    """Add GB/s beside tokens/s, and each figure's share of what the machine allows."""
+    params = found["read"][OURS][1]["numbers"]
+    head = found["read"][OURS][1]["numbers of the head"]
+    for other, table in found["figures"].items():
+        found["figures"][other] = whole = {}
+        for label, sides in table.items():
+            whole[label] = sides
+            if label.startswith("prefill"):
+                tokens = int(label.split()[1].strip(","))
+                work = 2 * (tokens * (params - head) + head) / 1e12
+                for figure in sides.values():
+                    figure["share"] = (
+                        figure["median"] * work / tokens / limit["bfloat16 TFLOP/s"][0]
+                    )
+            elif label.startswith("decode"):
+                batch = int(label.split()[2].strip(","))
+                whole[f"decode x {batch}, GB/s"] = rates = {}
+                for side, figure in sides.items():
+                    size = found["read"][side][batch]["bytes"] / batch / 1e9  # GB a token
+                    rates[side] = {key: value * size for key, value in figure.items()}
+                    rates[side]["share"] = rates[side]["median"] / limit["GB/s"][0]
+                    figure["share"] = rates[side]["share"]
+
+
+def measure_context(folder, lengths, repeats):
+    """Time per token and peak memory of ours, by the length of the prompt."""
+    with child(OURS, folder) as ours:
+        ours(load)
+        return {tokens: in_turn({OURS: ours}, repeats, context, tokens) for tokens in lengths}
+
+
+def measure_start(repeats):
+    folder = ROOT / "weights" / "nanochat-tiny"
+    options = ["--quiet", "--temperature", "0", "--max-new-tokens", "1", "--model", folder]
+    commands = {
+        OURS: [ROOT / "generate.py", *options, QUESTION],
+        THEIRS: ["-c", THEIR_COMMAND, folder, QUESTION],
+    }
+    times = {side: [] for side in commands}
+    for n in range(repeats + 1):
+        for side, command in commands.items():
+            seconds = first_byte([sys.executable, *map(str, command)])
+            times[side] += [seconds] if n else []
+    return summarised({"first token, s": times})
+
+
+def first_byte(command):
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            if process.stdout.read(1):
+                return time.perf_counter() - began
+            raise ChildProcessError(f"{command}: {process.stderr.read().decode()[-300:]}")
+        finally:
+            process.kill()
+
+
+# --- What is printed and drawn
+
+
+def say(*words):
+    print(*(getattr(word, "__name__", word) for word in words), file=sys.stderr, flush=True)
+
+
+def print_table(title, rows):
+    """A Markdown table that reads well as it is."""
+    print(f"\n{title}\n")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    for first, *rest in (rows[0], rules, *rows[1:]):
+        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        print("|", " | ".join((first.ljust(widths[0]), *cells)), "|", flush=True)
+
+
+def comparison(table, new, old):
+    """Rows of what, both sides, the gain of the new one, the shares of the machine's limit."""
+    yield ["", new, old, "gain", f"{new}, of limit", f"{old}, of limit"]
+    for label, sides in table.items():
+        found = sides[new], sides[old]
+        shares = [f"{figure['share']:.0%}" if "share" in figure else "" for figure in found]
+        ratio = found[0]["median"] / found[1]["median"]
+        ratio = ratio if label.endswith("/s") else 1 / ratio
+        gain = "" if label.endswith("GB/s") else f"{ratio:.2f}"
+        yield [label, *map(spread, found), gain, *shares]
+
+
+def spread(figure):
+    """Median (least-most)."""
+    middle, low, high = (short(figure[key]) for key in ("median", "min", "max"))
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def short(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def print_model(name, found):
+    for new, old in ((OURS, THEIRS), (INT4, OURS)):
+        other = old if new == OURS else new
+        rows = list(comparison(found["figures"][other], new, old))
+        print_table(f"## {name}: {found['what']}, {found['GB']:.1f} GB; {new} and {old}", rows)
+        print(
+            f"\nLogits after 512 tokens correlate by {found['correlation of logits'][other]:.4f}."
+        )
+    rates = (f"{rate:.3g} {unit} ({kind})" for unit, (rate, kind) in found["limit"].items())
+    print(f"Limits: {', '.join(rates)}.", flush=True)
+
+
+def print_context(found):
+    rows = [["tokens", "us/token", "memory, GB"]]
+    rows += [[str(n), *(spread(t[OURS]) for t in table.values())] for n, table in found.items()]
+    print_table(f"## context: {CONTEXT[0]}; {OURS}", rows)
+
+
+COLOURS = {OURS: "#2a6f97", THEIRS: "#b0b0b0", INT4: "#74a892"}
+
+
+def draw(models, machine):
+    """An SVG: how much of the machine's limit each side reaches, as horizontal bars."""
+    y, zero, full = 84, 190, 400  # y of the last line; x of 0, and as far behind it 100 %
+    parts = [text(20, 28, "Share of the machine's limit", 'font-size="16"')]
+    parts += [text(20, 48 + 18 * n, words) for n, words in enumerate(machine.split("; ", 1))]
+    for name, found in models.items():
+        y += 32
+        parts.append(text(20, y, f"{name}: {found['what']}", 'font-weight="bold"'))
+        for label in ("decode x 1, tokens/s", "prefill 512, tokens/s"):
+            sides = found["figures"][INT4][label] | found["figures"][THEIRS][label]
+            y += 6
+            for side, colour in COLOURS.items():
+                y += 16
+                length, speed = full * sides[side]["share"], short(sides[side]["median"])
+                parts.append(text(zero - 6, y, f"{label.split()[0]}, {side}", 'text-anchor="end"'))
+                shape = f'x="{zero}" y="{y - 10}" width="{length:.1f}" height="12" fill="{colour}"'
+                parts.append(f"<rect {shape}/>")
+                words = f"{sides[side]['share']:.0%}, {speed} tokens/s"
+                parts.append(text(zero + length + 6, y, words))
+    line = f'<path d="M{zero} 94V{y + 8}m{full} 0V94" fill="none" stroke="#ccc"/>'
+    parts.append(text(zero + full, 90, "100%", 'text-anchor="middle"'))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{y + 20}" font-size="12" '
+        'font-family="sans-serif">\n<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join([line, *parts])
+        + "\n</svg>\n"
+    )
+
+
+def text(x, y, words, extra=""):
+    return f'<text x="{x:.0f}" y="{y}" {extra}>{html.escape(words)}</text>'
+
+
+# --- Command line
+
+
+def parse_arguments(argv):
+    names = [*MODELS, "context", "start"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--full", action="store_true", help="large shapes, too")
+    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--plot", type=Path, metavar="FILE.svg", help="draw the shares of the limit")
+    add("--models", default=",".join(names), metavar="NAMES", help=f"some of {', '.join(names)}")
+    add("--threads", type=int, metavar="N", help="[as many as torch takes]")
+    add("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
+    add("--tiny", action="store_true", help="tiny shapes, to see whether this program works")
+    args = parser.parse_args(argv)
+    args.models = args.models.split(",")
+    if unknown := set(args.models) - set(names):
+        parser.error(f"--models: unknown: {', '.join(unknown)}; known: {', '.join(names)}")
+    if args.repeats < 1 or args.threads not in (None, *range(1, 1025)):
+        parser.error("--repeats and --threads must be 1 or more (threads: up to 1024)")
+    return args
+
+
+def run(args, temp):
+    cpu = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].split("\n")[0]
+    now = measure_limits(args.tiny)
+    machine = (
+        f"{cpu or platform.machine()}, {now['threads']} threads; "
+        f"torch {version('torch')}, transformers {version('transformers')}; "
+        f"{time.strftime('%Y-%m-%d %H:%M')}"
+    )
+    print(f"# {machine}; load {os.getloadavg()[0]:.1f}, medians of {args.repeats}", flush=True)
+    results = {
+        "machine": machine,
+        "repeats": args.repeats,
+        "limits": [now],
+        "models": {},
+        "skipped": {},
+    }
+    tasks = [(load,), (prefill, 32), (prefill, 512)]
+    tasks += [(prefill, 4096)] if args.full else []
+    tasks += [(decode, batch) for batch in BATCHES]
+    for name in args.models:
+        say(name)
+        if name == "start":
+            results["start"] = measure_start(args.repeats)
+            rows = list(comparison(results["start"], OURS, THEIRS))
+            print_table("## start: nanochat-tiny, from the command to the first token", rows)
+            continue
+        what, *config = FULL if args.full and name == "nemotron-3" else MODELS.get(name, CONTEXT)
+        folder = temp / name
+        try:
+            size = write_checkpoint(folder, *config, args.tiny)
+        except Skipped as reason:
+            results["skipped"][name] = str(reason)
+            print(f"\n## {name}: skipped, {reason}", flush=True)
+            continue
+        if name == "context":
+            last = 12 if args.tiny else 17 if args.full else 14
+            lengths = [1 << n for n in range(10, last + 1)]
+            results["context"] = measure_context(folder, lengths, args.repeats)
+            print_context(results["context"])
+        else:
+            found = measure_model(folder, tasks, args.repeats)
+            results["limits"].append(measure_limits(args.tiny))
+            units = ("GB/s", "bfloat16 TFLOP/s", "float32 TFLOP/s")
+            limit = {unit: max(one[unit] for one in results["limits"][-2:]) for unit in units}
+            add_limits(found, limit)
+            found |= {"what": what, "GB": size / 1e9, "limit": limit}
+            results["models"][name] = found
+            print_model(name, found)
+        shutil.rmtree(folder)
+        write(args, results)
+    write(args, results)
+
+
+def write(args, results):
+    """Also in between, so that nothing is lost if a later part fails."""
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    if args.plot:
+        args.plot.write_text(draw(results["models"], results["machine"]))
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # before torch is imported
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up then, too
+    try:
+        with tempfile.TemporaryDirectory(prefix="nanomodels-bench-") as temp:
+            run(args, Path(temp))
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        say("bench.py: error:", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The benchmark runs, on tiny shapes: its figures mean nothing here, that they are there does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import bench
+import pytest
+
+TINY = [sys.executable, Path(bench.__file__), "--tiny", "--repeats", "1", "--threads", "1"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_a_model(tmp_path):
+    files = ["--json", tmp_path / "b.json", "--plot", tmp_path / "b.svg"]
+    work = tmp_path / "work"
+    work.mkdir()
+    result = subprocess.run(
+        [*TINY, "--models", "nemotron-3", *files],
+        env=os.environ | {"TMPDIR": str(work)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not list(work.glob("nanomodels-bench-*"))
+    found = json.loads((tmp_path / "b.json").read_text())["models"]["nemotron-3"]
+    assert found["correlation of logits"][bench.THEIRS] > 0.99  # so both did the same
+    assert found["correlation of logits"][bench.INT4] > 0.7
+    # One step of batch 8 reads more experts than one of batch 1, and int4 reads less.
+    read = {side: [found["read"][side][b]["bytes"] for b in "18"] for side in bench.SIDES}
+    assert read[bench.INT4][0] < read[bench.OURS][0] < read[bench.OURS][1]
+    for other, table in found["figures"].items():
+        for label, sides in table.items():
+            assert set(sides) == {bench.OURS, other}
+            assert f"| {label} " in result.stdout
+            for figure in sides.values():
+                assert figure["min"] <= figure["median"] <= figure["max"]
+                assert ("share" in figure) == label.startswith(("prefill", "decode"))
+    words = "".join(ET.parse(tmp_path / "b.svg").getroot().itertext())
+    assert all(word in words for word in ("nemotron-3", "decode, ours int4", "prefill, ours"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_benchmark_and_its_processes(tmp_path):
+    process = subprocess.Popen(
+        [*TINY, "--models", "nemotron-3"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stderr:
+            if "ours, transformers" in line:
+                break
+        path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        children = path.read_text().split()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 130
+    assert not list(tmp_path.glob("nanomodels-bench-*"))
+    assert len(children) >= 2
+    until = time.monotonic() + 5  # multiprocessing's own tracker notices a moment later
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("wrong", [["--models", "d20,d99"], ["--repeats", "0"], ["--threads", "0"]])
+def test_the_benchmark_refuses_what_it_does_not_know(wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        bench.main(wrong)
+    assert caught.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
