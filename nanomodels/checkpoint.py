@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from nanomodels import modelopt
 from nanomodels import quantize as q
+from nanomodels.fast import speed_up
 from nanomodels.files import one_line, read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
@@ -440,6 +441,7 @@ def finish(source, device="cpu", dtype=None, progress=None):
     except ValueError as error:
         raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
+    speed_up(source.model)
     return source.model.eval()
 
 
