@@ -8,7 +8,7 @@ help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
 	@echo "make test       set up .venv if need be, then run the tests"
 	@echo "make test-slow  the tests that take minutes: broken code must fail"
-	@echo "make bench      speed beside transformers and the machine's limits: 10 minutes"
+	@echo "make bench      speed beside transformers and the machine's limits: 20 minutes"
 	@echo "make lint       ruff, over everything"
 	@echo "make clean      remove .venv and what Python and the tools left behind"
 
