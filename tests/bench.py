@@ -195,6 +195,7 @@ class Ours:
         import nanomodels
 
         self.model = nanomodels.load(self.folder, quantize=self.quantize)
+
     def start(self, ids, room):
         """Read prompts (b, t): logits of the last tokens (b, vocab), cache with room for more."""
         cache = self.model.new_cache(len(ids), ids.shape[1] + room)
