@@ -160,11 +160,11 @@ def gather_companions(args, source):
         with contextlib.suppress(FileNotFoundError):  # SRC may have none
             for name, content in hub_files(args.src).items():
                 files[name] = content.encode() if isinstance(content, str) else json_bytes(content)
-    if args.to == "hf" and "tokenizer_config.json" in files:
-        config = read_json(args.src / "tokenizer_config.json") if not source.native else {}
-        if "auto_map" in config:  # code of the repository, which is not copied
-            del config["auto_map"]
-            files["tokenizer_config.json"] = json_bytes(config)
+    path = args.src / "tokenizer_config.json"
+    if args.to == "hf" and path in found:
+        config = read_json(path)
+        if config.pop("auto_map", None):  # code of the repository, which is not copied
+            files[path.name] = json_bytes(config)
     return files
 
 
@@ -301,8 +301,7 @@ def describe(args, dst, source, parts, files, companions):
     if source.skipped:
         tell(f"left out  {checkpoint.left_out(source.skipped)}")
     tell(f"target    {dst}: {sizes(will)}")
-    if source.scheme:
-        count = sum(len(part.outputs) > 1 for part in parts)
+    if count := sum(len(part.outputs) > 1 for part in parts):
         tell(f"{source.scheme:9} {count} of {len(parts)} tensors")
     tell(f"files     {', '.join([*(file.name for file in files), 'config.json', *companions])}")
     if not has_tokenizer(companions):

@@ -344,9 +344,11 @@ def test_a_tokenizer_of_nanochat_beside_a_hubs_config_goes_along(tmp_path):
     for path in (tmp_path / "hub").glob("tokenizer*"):
         path.unlink()
     shutil.copy(DATA / NATIVE[0] / "tokenizer.pkl", tmp_path / "hub")
-    run(tmp_path / "hub", tmp_path / "ours")
-    ours, theirs = (nanomodels.Tokenizer.load(tmp_path / name) for name in ("ours", "hub"))
-    assert ours.encode("Hello, world") == theirs.encode("Hello, world")
+    theirs = nanomodels.Tokenizer.load(tmp_path / "hub")
+    for layout in ("nanomodels", "hf"):
+        run(tmp_path / "hub", tmp_path / layout, "--to", layout)
+        ours = nanomodels.Tokenizer.load(tmp_path / layout)
+        assert ours.encode("Hello, world") == theirs.encode("Hello, world")
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
