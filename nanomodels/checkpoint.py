@@ -145,7 +145,9 @@ def read_nanochat(folder, era=None, step=None):
 
     found = (re.fullmatch(r"model_(\d+)\.pt", path.name) for path in folder.iterdir())
     steps = {int(match[1]): folder / match[0] for match in found if match}
-    if step not in (None, *steps) or not steps:
+    if not steps:
+        raise FileNotFoundError(f"{folder}: has no model_STEP.pt, STEP a number")
+    if step not in (None, *steps):
         raise FileNotFoundError(f"{folder}: has no step {step}; it has {sorted(steps)}")
     path = steps[max(steps) if step is None else step]
     meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")

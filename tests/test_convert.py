@@ -247,6 +247,9 @@ def test_a_step_of_a_training_run_is_chosen(tmp_path, refused):
     assert torch.equal(heads[0] * 2, heads[1])
     assert torch.equal(heads[1], heads[2])
     refused(folder, tmp_path / "d", "--step", 30, words=["has no step 30; it has [10, 20]"])
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "model_latest.pt").touch()
+    refused(tmp_path / "odd", tmp_path / "d", words=["has no model_STEP.pt"])
     refused(WEIGHTS / TINY[0], tmp_path / "d", "--step", 3, words=["3", "has steps"])
 
 
