@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanomodels.attention import attend
 from nanomodels.cache import KV, Cache, place
 from nanomodels.config import Keys
 from nanomodels.rope import Rope, rope_from_hub, rotation
@@ -126,21 +127,6 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)  # (b, h, t, d)
 
 
-def attend(q, k, v, mask):
-    """Softmax attention. q (b, h, t, d); k, v (b, g, s, d); mask as in cache.Step."""
-    b, h, t, d = q.shape
-    s = k.shape[2]
-    if t == 1:
-        # The queries that share a key become rows of one product: for one bf16 token on a CPU five
-        # to seven times as fast as enable_gqa (torch 2.13, 24 heads on 8).
-        q = q.reshape(b, k.shape[1], -1, d)  # (b, g, h/g, d)
-        return F.scaled_dot_product_attention(q, k, v, mask).reshape(b, h, t, d)
-    if mask is None and s > t:  # is_causal takes the first query for the first key's
-        mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
-    causal = mask is None
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
-
-
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -200,7 +186,9 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = LayerNorm1P(config)
 
-    def forward(self, input_ids, cache, attention_mask, position_ids, inputs_embeds):
+    def forward(
+        self, input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep=0
+    ):
         """Hidden states (b, t, m), normalised. The arguments are those of Nemotron.forward."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -216,7 +204,7 @@ class Decoder(nn.Module):
             x = layer(x, cos, sin, step, None if cache is None else cache.entries[i])
         if cache is not None:
             cache.extend_by(step)
-        return self.norm(x)
+        return self.norm(x[:, -logits_to_keep:])  # -0 keeps all
 
 
 class Nemotron(nn.Module):
@@ -263,8 +251,8 @@ class Nemotron(nn.Module):
         default each row counts its tokens from 0. logits_to_keep=n gives the last n positions only.
         With a cache the tokens follow those that it holds, and it holds them too afterwards.
         """
-        x = self.model(input_ids, cache, attention_mask, position_ids, inputs_embeds)
-        return self.lm_head(x[:, -logits_to_keep:]).float()  # -0 keeps all
+        args = input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        return self.lm_head(self.model(*args)).float()
 
     def loss(self, logits, labels):
         """Mean cross-entropy of each next token: logits (b, t, vocab), labels (b, t) the ids

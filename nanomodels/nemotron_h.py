@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanomodels.attention import attend
 from nanomodels.cache import KV, SSM, Cache, place
 from nanomodels.config import Keys
 
@@ -262,12 +263,26 @@ def ssd(x, dt, A, B, C, state, chunk):
     Source: arXiv 2405.21060, section 6 and Listing 1; there the carry between chunks is a matrix,
     quadratic in their number, here it is a loop.
     """
+    if x.shape[1] == 1:
+        return ssd_step(x, dt, A, B, C, state)
     pieces = []
     for start in range(0, x.shape[1], chunk):
         piece = slice(start, start + chunk)
         y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)
         pieces.append(y)
     return torch.cat(pieces, dim=1), state
+
+
+def ssd_step(x, dt, A, B, C, state):
+    """`ssd` of one token, the recurrence itself: S' = exp(A dt) S + dt x B^T, y = S' C."""
+    b, _, h, p = x.shape
+    g, n = B.shape[2:]
+    decay = (dt * A).exp().view(b, h, 1, 1)
+    S = (state * decay).view(b, g, -1, n)  # (b, g, h/g p, n)
+    S.addcmul_((x * dt[..., None]).view(b, g, -1, 1), B.view(b, g, 1, n))
+    # As rows times columns: a product with one column is many times slower (torch 2.13, CPU).
+    y = C.view(b, g, 1, n) @ S.mT  # (b, g, 1, h/g p)
+    return y.view(b, 1, h, p), S.view(b, h, p, n)
 
 
 def ssd_chunk(x, dt, A, B, C, state):
@@ -378,21 +393,6 @@ class Mamba(Exact):
         if step.real is not None:
             y = y.take_along_dim(order.argsort(1), 1)  # back to where they stood
         return self.out_proj(self.norm(y, z).type_as(z))  # (b, t, m)
-
-
-def attend(q, k, v, mask):
-    """Softmax attention. q (b, h, t, d); k, v (b, g, s, d); mask as in cache.Step."""
-    b, h, t, d = q.shape
-    s = k.shape[2]
-    if t == 1:
-        # The queries that share a key become rows of one product: for one bf16 token on a CPU five
-        # to seven times as fast as enable_gqa (torch 2.13, 24 heads on 8).
-        q = q.reshape(b, k.shape[1], -1, d)  # (b, g, h/g, d)
-        return F.scaled_dot_product_attention(q, k, v, mask).reshape(b, h, t, d)
-    if mask is None and s > t:  # is_causal takes the first query for the first key's
-        mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
-    causal = mask is None
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
 
 
 class Attention(nn.Module):

@@ -223,3 +223,17 @@ def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family
         ]
         for parameter in model.parameters():
             assert any(low <= parameter.data_ptr() < high for low, high in spans)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["nanochat-tiny", "nemotron-tiny", "nemotron-h-tiny"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_the_head_gets_rows_that_lie_together(name, tokens):
+    """Else F.linear copies its bfloat16 weight, 1.5 GB of Minitron-4B's, for each call."""
+    model, found = nanomodels.load(Path(__file__).parent.parent / "weights" / name), []
+    model.lm_head.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    model(torch.arange(2 * tokens).view(2, tokens), logits_to_keep=1)
+    model(torch.arange(tokens)[None], logits_to_keep=1)
+    for x in found:
+        m = x.shape[2]
+        assert x.shape[1] == 1 and x.stride() == (m, m, 1)

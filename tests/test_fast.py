@@ -1,6 +1,10 @@
 """Linears that order their weight: the same numbers, when it pays, and only then."""
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from torch import nn
 
 import nanomodels
 from nanomodels import fast
-from nanomodels.fast import CALLS, FEW_ROWS, FastLinear
+from nanomodels.fast import CALLS, FastLinear
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 for oneDNN"
@@ -42,24 +46,45 @@ def test_an_ordered_weight_gives_the_product(bias, shape):
 
 
 @torch.inference_mode()
-def test_a_weight_is_ordered_after_some_calls_with_few_rows(monkeypatch):
+def test_a_weight_is_ordered_after_some_calls(monkeypatch):
     _, module = linear(calls=3)
-    few, many = torch.ones(FEW_ROWS, 96).bfloat16(), torch.ones(FEW_ROWS + 1, 96).bfloat16()
-    for x in (few, many, many, few, many):
+    few, many = torch.ones(1, 96).bfloat16(), torch.ones(100, 96).bfloat16()
+    for x in (few, many):
         module(x)
         assert module.ordered is None
-    module(few)
+    module(many)
     assert module.ordered is not None
-    monkeypatch.setattr(F, "linear", None)  # from now on, many rows go the same way
+    monkeypatch.setattr(F, "linear", None)  # from now on, it is not called
     module(few), module(many)
 
 
 def test_a_weight_that_is_trained_is_not_ordered():
-    _, module = linear()
+    plain, module = linear()
+    x = torch.ones(1, 96).bfloat16()
+    with torch.no_grad():
+        module(x)
+    assert module.ordered is not None
     module.requires_grad_()
-    module(torch.ones(1, 96).bfloat16()).sum().backward()
+    module(x).sum().backward()
     assert module.ordered is None
     assert module.weight.grad is not None
+    with torch.no_grad():
+        module.weight.mul_(2)
+        module.bias.mul_(2)
+        module.requires_grad_(False)
+        module.calls = 1
+        torch.testing.assert_close(module(x), plain(x))  # of the new weight, which both have
+
+
+def test_a_gradient_goes_through_to_the_input():
+    plain, module = linear()
+    x = torch.randn(5, 96).bfloat16().requires_grad_()
+    with torch.no_grad():
+        module(x)
+    module(x).square().sum().backward()
+    found, x.grad = x.grad, None
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
 
 
 @torch.inference_mode()
@@ -111,3 +136,29 @@ def test_experts_and_other_dtypes_are_left_alone(monkeypatch):
     model = nanomodels.load(WEIGHTS / "nemotron-h-tiny", quantize="int4")
     names = {name for name, module in model.named_modules() if isinstance(module, FastLinear)}
     assert "lm_head" in names and not any("out_proj" in name for name in names)
+
+
+FAULTS = """
+import resource, sys, torch
+from nanomodels.fast import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def step():
+    return sum(torch.ones(1 << 20) + i for i in range(8))
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keep_memory is about glibc")
+def test_memory_is_kept_for_the_next_call():
+    faults = {}
+    for how in ("keep", "default"):
+        command = [sys.executable, "-c", FAULTS, how]
+        env = {**os.environ, "PYTHONPATH": str(WEIGHTS.parent), "MALLOC_MMAP_THRESHOLD_": "131072"}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        faults[how] = int(run.stdout)
+    assert faults["keep"] < 3000 < 10000 < faults["default"]

@@ -1,6 +1,5 @@
 """Nemotron beyond the decoder: heads, losses, and every published config."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import transformers
 from reference import nemotron_config, random_nemotron, spread
 
 import nanomodels
-from nanomodels import nanochat, nemotron
+from nanomodels import nemotron
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 PARAMETERS = {
@@ -201,8 +200,3 @@ def test_an_architecture_without_a_class_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="'NemotronForPoetry' is unknown; supported: NemotronFor"):
         nanomodels.load(tmp_path)
-
-
-def test_what_the_families_share_is_the_same_to_the_letter():
-    """Each file holds its whole decoder; what is meant to be equal in them is equal."""
-    assert inspect.getsource(nemotron.attend) == inspect.getsource(nanochat.attend)

@@ -3,7 +3,6 @@
 H1 to H29 are the known faults of other implementations that a test here or in test_decoders shows.
 """
 
-import inspect
 import json
 import math
 from functools import partial
@@ -21,7 +20,7 @@ from transformers import DynamicCache, NemotronHConfig, NemotronHForCausalLM
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHTopkRouter
 
 import nanomodels
-from nanomodels import nanochat, nemotron_h
+from nanomodels import nemotron_h
 from nanomodels.cache import KV, SSM
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
@@ -383,10 +382,6 @@ def test_attention_knows_no_positions(tmp_path):
     model.layers = model.layers[:1]
     model.config = nemotron_h.Config(**{**vars(model.config), "layers": "*"})
     close(model(shuffled)[:, -1], model(ids)[:, -1])
-
-
-def test_attend_is_the_same_in_all_families():
-    assert inspect.getsource(nemotron_h.attend) == inspect.getsource(nanochat.attend)
 
 
 # --------------------------------------------------------------------------------------------------
