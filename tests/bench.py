@@ -4,7 +4,9 @@
 For each model random bf16 weights are written in the Hub's layout, and both sides load these files.
 Each side is a process that stays alive; they are asked in turn, one at a time: ours, theirs, ours,
 theirs, ... once untimed, then --repeats times. Figures are medians (least-most); a gain is how many
-times faster, or smaller, the first side is. int4 and bf16 take turns, too, once theirs is gone.
+times faster, or smaller, the first side is. int4 and bf16 take turns, too, once theirs is gone;
+int4 is what convert_hf.py --quantize int4 --quantize-head writes. Ours has its large linears in
+order, as after a text's first tokens (nanomodels/fast.py), but in `load`.
 
     read      the best rate, of several ways, at which 1 GB is read once
     matrix    the best rate of a bf16 product as in a prefill of 512 tokens. Both are measured
@@ -23,6 +25,9 @@ times faster, or smaller, the first side is. int4 and bf16 take turns, too, once
               512 tokens and decodes
     context   two Mamba layers: time per token and peak memory by the prompt's length; ours alone,
               as transformers 5.23.0 has no cache for a model without attention
+    drafts    d20 with --draft-lookup and without, batch 1, bf16: tokens/s of a text that copies its
+              prompt, and of one that never says the same again. Random weights say neither, so the
+              text is laid down: each call computes its logits, and then others take their place
     start     s from starting a command to the first byte of its answer, its files in memory
 
 --full takes a larger cut of nemotron-3, prompts of 4096 and contexts up to 128k: half an hour.
@@ -37,6 +42,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -53,7 +59,9 @@ from statistics import correlation, mean, median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for nanomodels, where it is not installed
 OURS, THEIRS, INT4 = "ours", "transformers", "ours int4"
+PLAIN, DRAFTS = "without", "with drafts"
 PIECE, PROMPT, WARM, STEPS, BATCHES = 512, 32, 2, 16, (1, 8)
+DRAFT = 10  # tokens, as --draft-lookup
 
 D20 = {
     "model_type": "nanochat",
@@ -188,13 +196,16 @@ def proc(path, key):
 
 
 class Ours:
-    def __init__(self, quantize=None):
-        self.quantize = quantize
-
     def load(self):
         import nanomodels
 
-        self.model = nanomodels.load(self.folder, quantize=self.quantize)
+        self.model = nanomodels.load(self.folder)
+
+    def order(self):
+        """Have the large linears put their weights in order, with the next call if not before."""
+        for module in self.model.modules():
+            if hasattr(module, "calls"):  # fast.FastLinear
+                module.calls = 1
 
     def start(self, ids, room):
         """Read prompts (b, t): logits of the last tokens (b, vocab), cache with room for more."""
@@ -218,6 +229,9 @@ class Theirs:
         kwargs = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, **kwargs).eval()
 
+    def order(self):
+        pass
+
     def start(self, ids, room):
         return self.step(ids, None)
 
@@ -226,7 +240,7 @@ class Theirs:
         return out.logits[:, -1], out.past_key_values
 
 
-SIDES = {OURS: Ours, THEIRS: Theirs, INT4: lambda: Ours("int4")}
+SIDES = {OURS: Ours, THEIRS: Theirs, INT4: Ours}
 
 
 # --- What a child does: task(side, ...), most of them returning {label: figure}
@@ -238,11 +252,12 @@ def load(side):
     began = time.perf_counter()
     side.load()
     loaded = time.perf_counter() - began
-    prefill(side, 32)
+    side.start(random_ids(side, 1, 32), 0)
     return {"load, s": loaded, "load + 32 tokens, s": time.perf_counter() - began}
 
 
 def prefill(side, tokens):
+    side.order()
     ids = random_ids(side, 1, tokens)
     began = time.perf_counter()
     side.start(ids, 0)
@@ -250,15 +265,41 @@ def prefill(side, tokens):
 
 
 def decode(side, batch):
-    for module in side.model.modules():
-        if hasattr(module, "calls"):  # fast.FastLinear: as after a text's first tokens
-            module.calls = 1
+    side.order()
     logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
     for n in range(WARM + STEPS):
         if n == WARM:
             began = time.perf_counter()
         logits, cache = side.step(logits.argmax(-1, keepdim=True), cache)
     return {f"decode x {batch}, tokens/s": batch * STEPS / (time.perf_counter() - began)}
+
+
+def drafts(side, text, most):
+    """Greedy tokens/s of a text that is laid down, with drafts of at most `most` tokens."""
+    import nanomodels
+
+    ids = random.Random(0).sample(range(side.model.config.vocab_size), 512)  # none twice
+    prompt, new = ids[:256], 128
+    whole = prompt + (prompt[64:] if text == "copied" else ids[256:])[: new + 1]
+
+    def lay_down(model, args, kwargs, logits):
+        """The logits of the last tokens before `end` foretell those after them."""
+        end, kept = kwargs["cache"].length, logits.shape[1]
+        for n, token in enumerate(whole[end - kept + 1 : end + 1]):
+            logits[0, n, token] = math.inf
+
+    side.order()
+    hook = side.model.register_forward_hook(lay_down, with_kwargs=True)
+    tokens = nanomodels.generate(
+        side.model, prompt, max_new_tokens=new, stop_ids=[], draft_lookup=most
+    )
+    found = [next(tokens)]
+    began = time.perf_counter()
+    found += tokens
+    seconds = time.perf_counter() - began
+    hook.remove()
+    assert found == whole[256 : 256 + new]
+    return {f"{text} text, tokens/s": (new - 1) / seconds}
 
 
 def whole_run(side):
@@ -328,8 +369,16 @@ def limits(side, tiny):
         rates = []
         for m, k, n in [(512, 512, 512)] if tiny else [(512, 4096, 4096), (512, 4096, 16384)]:
             x, w = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
-            seconds = best(lambda x=x, w=w: F.linear(x, w))
-            rates.append((2 * m * n * k / seconds / 1e12, f"{m} x {k} x {n}"))
+            products = {"": lambda x=x, w=w: F.linear(x, w)}
+            if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                ordered = torch.ops.mkldnn._reorder_linear_weight(w, m)
+                products[" ordered"] = lambda x=x, w=ordered: torch.ops.mkldnn._linear_pointwise(
+                    x, w, None, "none", [], ""
+                )
+            rates += [
+                (2 * m * n * k / best(f) / 1e12, f"{m} x {k} x {n}{way}")
+                for way, f in products.items()
+            ]
         found[f"{str(dtype)[6:]} TFLOP/s"] = max(rates)
     return found | {"threads": torch.get_num_threads()}
 
@@ -417,12 +466,14 @@ def measure_limits(tiny):
 def measure_model(folder, tasks, repeats):
     """All of one checkpoint: {other side: {label: {side: figure}}}, and what belongs to it."""
     peaks, read, figures, alike = {}, {}, {}, {}
+    folders = {THEIRS: folder, INT4: folder.with_name(f"{folder.name}-int4")}
+    convert(folder, folders[INT4])
     with child(OURS, folder) as ours:
         peaks[OURS] = ours(whole_run)
         read[OURS] = read[THEIRS] = {batch: ours(weights_read, batch) for batch in BATCHES}
         for other in (THEIRS, INT4):  # never three at a time, for want of memory
             say("  ours,", other)
-            with child(other, folder) as ask:
+            with child(other, folders[other]) as ask:
                 peaks[other] = ask(whole_run)
                 asks, table = {OURS: ours, other: ask}, {}
                 for task in tasks:
@@ -433,7 +484,17 @@ def measure_model(folder, tasks, repeats):
                     read[INT4] = {batch: ask(weights_read, batch) for batch in BATCHES}
             peak = {"memory, GB": {side: [peaks[side]] for side in asks}}
             figures[other] = table | summarised(peak)
+    shutil.rmtree(folders[INT4])
     return {"figures": figures, "correlation of logits": alike, "read": read}
+
+
+def convert(folder, target):
+    """Write the folder's model in int4."""
+    say("  convert to int4")
+    options = ["--quantize", "int4", "--quantize-head"]
+    command = [sys.executable, ROOT / "convert_hf.py", folder, target, *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.sync()
 
 
 def add_limits(found, limit):
@@ -459,6 +520,20 @@ def add_limits(found, limit):
                     rates[side] = {key: value * size for key, value in figure.items()}
                     rates[side]["share"] = rates[side]["median"] / limit["GB/s"][0]
                     figure["share"] = rates[side]["share"]
+
+
+def measure_drafts(folder, repeats):
+    """Our tokens/s with drafts and without, of both kinds of text: {label: {side: figure}}."""
+    with child(OURS, folder) as ours:
+        ours(load)
+        found = {}
+        for kind in ("copied", "fresh"):
+            say("  drafts", kind)
+            for n in range(repeats + 1):
+                for side, most in ((DRAFTS, DRAFT), (PLAIN, 0)):
+                    for label, value in ours(drafts, kind, most).items() if n else ():
+                        found.setdefault(label, {}).setdefault(side, []).append(value)
+    return summarised(found)
 
 
 def measure_context(folder, lengths, repeats):
@@ -591,7 +666,7 @@ def text(x, y, words, extra=""):
 
 
 def parse_arguments(argv):
-    names = [*MODELS, "context", "start"]
+    names = [*MODELS, "context", "drafts", "start"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -638,7 +713,8 @@ def run(args, temp):
             rows = list(comparison(results["start"], OURS, THEIRS))
             print_table("## start: nanochat-tiny, from the command to the first token", rows)
             continue
-        what, *config = FULL if args.full and name == "nemotron-3" else MODELS.get(name, CONTEXT)
+        parts = MODELS | {"context": CONTEXT, "drafts": MODELS["d20"]}
+        what, *config = FULL if args.full and name == "nemotron-3" else parts[name]
         folder = temp / name
         try:
             size = write_checkpoint(folder, *config, args.tiny)
@@ -651,6 +727,10 @@ def run(args, temp):
             lengths = [1 << n for n in range(10, last + 1)]
             results["context"] = measure_context(folder, lengths, args.repeats)
             print_context(results["context"])
+        elif name == "drafts":
+            results["drafts"] = measure_drafts(folder, args.repeats)
+            rows = list(comparison(results["drafts"], DRAFTS, PLAIN))
+            print_table(f"## drafts: {what}, drafts of up to {DRAFT} tokens; {OURS}", rows)
         else:
             found = measure_model(folder, tasks, args.repeats)
             results["limits"].append(measure_limits(args.tiny))
