@@ -76,6 +76,7 @@ def parse_arguments(argv):
         help="guess up to N tokens at once from the text so far: sooner where it repeats [0: off]",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    add("--cuda-graph", action="store_true", help="on CUDA, launch each token's work at once")
     add(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -574,6 +575,7 @@ class Meter:
         self.times = [time.perf_counter()]
         self.drafted = self.accepted = 0
         self.drafting = {"draft_lookup": args.draft_lookup, "on_draft": self.draft}
+        self.drafting["cuda_graph"] = args.cuda_graph
 
     def draft(self, drafted, accepted):
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted

@@ -123,6 +123,8 @@ class Cache:
     An entry is a KV, an SSM, or None for a block that keeps nothing; Ids may stand behind them all.
     """
 
+    static = False  # a graph.Static places its tokens itself
+
     def __init__(self, entries, batch, max_length, device):
         self.entries = entries
         self.max_length = max_length
@@ -289,6 +291,8 @@ def place(cache, attention_mask, batch, tokens, device):
     """
     if tokens == 0:
         raise ValueError("a call needs at least one token a row")
+    if cache is not None and cache.static:
+        return cache.place()
     if attention_mask is not None and attention_mask.is_floating_point():
         raise ValueError("attention_mask holds fractions; it must be 1 for a token, 0 for padding")
     if attention_mask is not None and attention_mask.shape != (batch, tokens):

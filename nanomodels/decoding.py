@@ -12,10 +12,12 @@ together with the last one. Each is checked, so the text is what it is without t
 """
 
 import secrets
+from functools import partial
 from itertools import takewhile
 
 import torch
 
+from nanomodels import graph
 from nanomodels.sampling import Sampler
 
 PIECE = 512  # most columns of a prompt that one call is given
@@ -37,6 +39,7 @@ def generate(
     cache=None,
     draft_lookup=0,
     on_draft=None,
+    cuda_graph=False,
 ):
     """Continue the prompt `ids` (a list of token ids), token by token: an iterator of ints.
 
@@ -50,7 +53,8 @@ def generate(
     a CPU) for one call of the model to check. Text and cache become what they are without, though
     in bfloat16 a call with several tokens rounds otherwise than calls with one, and a close choice
     may fall otherwise. on_draft(drafted, accepted), if given, is called after each draft. Where
-    the iterator is left before its end, close() it before the cache is used.
+    the iterator is left before its end, close() it before the cache is used. cuda_graph has each
+    token computed by a CUDA graph (see graph.py); it goes with neither drafts nor experts.
     Raises ValueError for an empty prompt, one longer than the context, or a setting out of range.
     """
     rows = generate_batch(
@@ -68,6 +72,7 @@ def generate(
         cache=cache,
         draft_lookup=draft_lookup,
         on_draft=on_draft,
+        cuda_graph=cuda_graph,
     )
     return (row[0] for row in takewhile(lambda row: row[0] is not None, rows))
 
@@ -85,6 +90,7 @@ def generate_batch(
     progress=None,
     draft_lookup=0,
     on_draft=None,
+    cuda_graph=False,
     **sampling,
 ):
     """Continue several prompts at once: an iterator of lists with the next token of each row.
@@ -123,6 +129,10 @@ def generate_batch(
             raise ValueError(f"the cache holds {cache.length} tokens; the prompt must have more")
     if draft_lookup and (len(prompts) > 1 or num_samples > 1):
         raise ValueError("draft_lookup goes with one prompt and one sample; 0 is off")
+    if cuda_graph:
+        graph.check(model)
+        if draft_lookup:
+            raise ValueError("cuda_graph and draft_lookup do not go together")
     lookup = Lookup(prompts[0], draft_lookup, on_draft) if draft_lookup else None
     seed = secrets.randbits(32) if seed is None else seed
     sampler = Sampler([seed + j for _ in prompts for j in range(num_samples)], **sampling)
@@ -139,6 +149,7 @@ def generate_batch(
         cache,
         progress,
         lookup,
+        cuda_graph,
     )
 
 
@@ -154,6 +165,7 @@ def steps(
     cache,
     progress,
     lookup,
+    cuda_graph,
 ):
     """The loop behind `generate_batch`, which has checked everything."""
     longest = max(map(len, prompts))
@@ -196,6 +208,9 @@ def steps(
             model, logits, seen, limits[0], sampler, stop_ids, vocab_size, cache, lookup
         )
         return
+    call = (
+        graph.Steps(model, cache) if cuda_graph else partial(model, cache=cache, logits_to_keep=1)
+    )
     live = [True] * len(logits)
     for n in range(max(limits)):
         tokens = sampler(logits, seen)  # (b,)
@@ -210,7 +225,7 @@ def steps(
         if n + 1 < max(limits):
             if seen is not None:
                 seen.scatter_(1, tokens[:, None], True)
-            logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1, :vocab_size]
+            logits = call(tokens[:, None])[:, -1, :vocab_size]
 
 
 class Lookup:

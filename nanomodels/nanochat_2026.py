@@ -188,14 +188,13 @@ def window_mask(step, seen, window):
     return (mask | (query == PADDING))[:, None]  # as in cache.place
 
 
-def ids_before(ids, seen, t):
-    """The id of the token before each of the last t; any id for the first of a row.
+def ids_before(ids, seen, positions):
+    """The id of the token before each of those at `positions` (b, t); any for the first of a row.
 
     ids, seen (b, s): of all columns, and their positions. Returns (b, t).
     """
-    columns = torch.arange(ids.shape[1], device=ids.device)
-    latest = torch.where(seen != PADDING, columns, 0).cummax(1).values  # token at or before each
-    return ids.gather(1, F.pad(latest, (1, 0))[:, -t - 1 : -1])  # (b, t)
+    column = (seen[:, None] == positions[..., None] - 1).int().argmax(-1)  # (b, t)
+    return ids.gather(1, column)
 
 
 class Attention(nn.Module):
@@ -321,8 +320,8 @@ class NanoChat2026(nn.Module):
         step = place(cache, attention_mask, b, t, input_ids.device)
         seen, ids = step.positions, input_ids  # (b, s)
         if cache is not None:
-            seen = cache.positions[:, : step.start + t]
             ids = cache.entries[-1].extend(input_ids, step.start)
+            seen = cache.positions[:, : ids.shape[1]]
         cos, sin = rotation(
             self.config.rope, step.positions if position_ids is None else position_ids, length=t
         )
@@ -330,7 +329,7 @@ class NanoChat2026(nn.Module):
 
         x = rms_norm(self.embed_tokens(input_ids), eps)  # (b, t, m)
         if self.config.smear:
-            x = self.smear(x, ids_before(ids, seen, t), step)
+            x = self.smear(x, ids_before(ids, seen, step.positions), step)
         x0 = x
         for i, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0

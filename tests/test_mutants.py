@@ -68,6 +68,9 @@ MUTANTS = {
         "y = C.view(b, g, 1, n) @ S.mT",
         "y = C.view(b, g, 1, n) @ state.view(b, g, -1, n).mT",
     ),
+    "a graph that looks at what is to come": ("graph.py", "(seen <= positions[..., None]) & ", ""),
+    "a graph whose state stands still": ("graph.py", "tensor.copy_(new)", "pass"),
+    "a graph that writes over one column": ("graph.py", "        self.column += 1\n", ""),
     "a head that copies its weight": ("nemotron.py", "self.norm(x[:, -logits_to_keep:])",
                                       "self.norm(x)[:, -logits_to_keep:]"),
     "padding that is seen": ("cache.py", "(seen <= query) & (seen != PADDING)", "seen <= query"),
@@ -259,8 +262,8 @@ MUTANTS = {
     ),
     "2026: a smear that forgets the piece before": (
         "nanochat_2026.py",
-        "ids_before(ids, seen, t), step)",
-        "ids_before(input_ids, step.positions, t), step)",
+        "ids_before(ids, seen, step.positions)",
+        "ids_before(input_ids, step.positions, step.positions)",
     ),
     "2026: the middle a layer early": (
         "nanochat_2026.py",

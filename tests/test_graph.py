@@ -1,0 +1,86 @@
+"""The calls that a CUDA graph holds, made on the CPU: the same numbers, and nothing read back."""
+
+import copy
+
+import pytest
+import torch
+from reference import FAMILIES
+from test_drafts import LATEST, SAMPLING, same_cache
+
+import nanomodels
+from nanomodels import graph
+
+KINDS = [*FAMILIES, "nanochat_2026"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tmp_path_factory):
+    kind, folder, fixed = request.param, tmp_path_factory.mktemp(request.param), {}
+    if kind == "nemotron_h":  # without experts
+        layers = ["linear_attention", "full_attention", "mlp", "linear_attention"]
+        fixed = {"layers_block_type": layers}
+    if kind == "nanochat_2026":
+        folder = LATEST
+    else:
+        FAMILIES[kind](3, **fixed).save_pretrained(folder)
+    return nanomodels.load(folder, dtype=torch.float32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("prompt", [1, 9])
+def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ragged):
+    monkeypatch.setattr(graph, "COLUMNS", 4)  # another graph after 4, 8, 16 and 32
+    rng = torch.Generator().manual_seed(prompt)
+    ids = torch.randint(model.config.vocab_size, (3, prompt + 40), generator=rng)
+    mask = torch.arange(prompt) >= torch.tensor([[0], [prompt // 2], [prompt - 1]])
+    plain = model.new_cache(3, prompt + 40)
+    model(ids[:, :prompt], cache=plain, attention_mask=mask if ragged else None)
+    cache = plain.clone()
+    steps, captures = graph.Steps(model, cache), []
+    capture = steps.capture
+    monkeypatch.setattr(steps, "capture", lambda: (captures.append(cache.length), capture()))
+    for n in range(prompt, prompt + 35):
+        expected = model(ids[:, n : n + 1], cache=plain)
+        found = steps(ids[:, n : n + 1])
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        same_cache(cache, plain)
+    assert captures == [n for n in (prompt, 4, 8, 16, 32) if n >= prompt]
+    rest = ids[:, -5:]
+    expected, found = model(rest, cache=plain), model(rest, cache=cache)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with pytest.raises(ValueError, match="all are used"):
+        steps(ids[:, :1])
+
+
+def test_a_call_reads_nothing_back(model):
+    """On the meta device no number can be read, and reading one would end a capture."""
+    model = copy.deepcopy(model).to("meta")
+    steps = graph.Steps(model, model.new_cache(2, 64))
+    for _ in range(3):
+        assert steps(torch.zeros(2, 1, dtype=torch.long, device="meta")).shape[:2] == (2, 1)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_text_is_the_same(model, monkeypatch, sampling):
+    monkeypatch.setattr(graph, "check", lambda model: None)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    kwargs = {"max_new_tokens": 20, "seed": 4, "stop_ids": [], "num_samples": 2}
+    expected = list(nanomodels.generate_batch(model, prompts, **kwargs, **SAMPLING[sampling]))
+    kwargs["cuda_graph"] = True
+    assert (
+        list(nanomodels.generate_batch(model, prompts, **kwargs, **SAMPLING[sampling])) == expected
+    )
+
+
+def test_what_cannot_be_a_graph_is_refused(model, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="is for a model on CUDA"):
+        nanomodels.generate(model, [1], cuda_graph=True)
+    FAMILIES["nemotron_h"](3, layers_block_type=["moe", "linear_attention"]).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="is for a model without experts"):
+        nanomodels.generate(nanomodels.load(tmp_path), [1], cuda_graph=True)
+    monkeypatch.setattr(graph, "check", lambda model: None)
+    with pytest.raises(ValueError, match="cuda_graph and draft_lookup do not go together"):
+        nanomodels.generate(model, [1], cuda_graph=True, draft_lookup=2)
