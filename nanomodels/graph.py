@@ -64,9 +64,8 @@ class Static(Cache):
         """What cache.place gives, with nothing in it that is a number of Python's."""
         positions = self.tokens.clone()  # (b, 1)
         self.positions.index_copy_(1, self.column, positions)
-        seen = self.positions[:, None]  # (b, 1, s)
-        mask = (seen <= positions[..., None]) & (seen != PADDING)
-        return Step(self.column, positions, mask[:, None], None)
+        mask = self.positions != PADDING  # (b, s), columns to come are that, too
+        return Step(self.column, positions, mask[:, None, None], None)
 
     def extend_by(self, step):
         self.column += 1
