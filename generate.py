@@ -141,6 +141,8 @@ def run(args):
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
     if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
+    if args.cuda_graph and (device != "cuda" or args.draft_lookup):
+        raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     path = args.model / "generation_config.json"
     native = args.model.is_dir() and not (args.model / "config.json").is_file()
     defaults = read_json(path) if path.is_file() else GENERATION_CONFIG if native else {}

@@ -21,14 +21,18 @@ def test_the_benchmark_measures_a_model(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     result = subprocess.run(
-        [*TINY, "--models", "nemotron-3", *files],
+        [*TINY, "--models", "nemotron-3,drafts", *files],
         env=os.environ | {"TMPDIR": str(work)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
     assert not list(work.glob("nanomodels-bench-*"))
-    found = json.loads((tmp_path / "b.json").read_text())["models"]["nemotron-3"]
+    results = json.loads((tmp_path / "b.json").read_text())
+    for table in results["drafts"].values():
+        assert set(table) == {bench.DRAFTS, bench.PLAIN}
+    assert len(results["drafts"]) == 2
+    found = results["models"]["nemotron-3"]
     assert found["correlation of logits"][bench.THEIRS] > 0.99  # so both did the same
     assert found["correlation of logits"][bench.INT4] > 0.7
     # One step of batch 8 reads more experts than one of batch 1, and int4 reads less.

@@ -360,6 +360,8 @@ def test_numbers_that_cannot_be_written_cost_no_text():
 
 def test_cuda_is_refused_where_there_is_none(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, err = run("Hi", "--cuda-graph")
+    assert status == 2 and "--cuda-graph goes with --device cuda" in err
     assert "no CUDA device here" in run("Hi", "--device", "cuda")[2]
 
 
