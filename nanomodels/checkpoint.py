@@ -41,7 +41,8 @@ def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=Non
     dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
     each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None tells it
-    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
+    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller. On a CPU
+    the process keeps memory that it frees from then on, see fast.keep_memory.
     Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
     """
     if dtype not in (None, *DTYPES):

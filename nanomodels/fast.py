@@ -28,7 +28,7 @@ LARGE = 1 << 20  # numbers; smaller weights stay in a cache, and oneDNN's own co
 class FastLinear(nn.Linear):
     """nn.Linear whose weight is ordered after `calls` calls; not while it is trained.
 
-    A weight that is changed in place otherwise is not noticed.
+    A change in place of a weight that is not being trained is not noticed.
     """
 
     def __init__(self, linear, calls):
@@ -39,7 +39,8 @@ class FastLinear(nn.Linear):
 
     def forward(self, x):
         """x (..., in) -> (..., out)."""
-        if self.weight.requires_grad or (x.requires_grad and torch.is_grad_enabled()):
+        trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if trained or (x.requires_grad and torch.is_grad_enabled()) or x.dtype != torch.bfloat16:
             self.ordered, self.calls = None, CALLS
             return super().forward(x)
         if self.ordered is None:
@@ -88,4 +89,5 @@ def keep_memory():
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        mallopt(M_MMAP_THRESHOLD, 1 << 28), mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        if mallopt(M_MMAP_THRESHOLD, 1 << 28):  # older ones refuse so much
+            mallopt(M_TRIM_THRESHOLD, 1 << 30)

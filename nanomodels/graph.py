@@ -56,6 +56,7 @@ class Static(Cache):
                 entry = StaticSSM(entry.window, entry.state)
             self.entries.append(entry)
         self.max_length = cache.max_length  # some rotations turn by it
+        cache.positions[:, cache.length :] = PADDING  # there may be some that were taken back
         self.positions = cache.positions[:, :columns]
         self.tokens = cache.tokens
         self.column = torch.tensor([cache.length], device=cache.positions.device)
@@ -91,10 +92,15 @@ def check(model):
 
 
 class Steps:
-    """Calls of a model, one token a row, that go on in a cache; a graph where it is on CUDA."""
+    """Calls of a model, one token a row, that go on in a cache; a graph where it is on CUDA.
+
+    They write in place what other calls replace: between them the cache must not be changed in
+    another way, nor marked.
+    """
 
     def __init__(self, model, cache):
         self.model, self.cache, self.columns = model, cache, COLUMNS
+        cache.history = object()
         cache.tokens = cache.tokens.clone()  # written in place from now on
         self.ids = torch.zeros_like(cache.tokens)
         self.replay = None
@@ -117,24 +123,30 @@ class Steps:
 
     def capture(self):
         """Set `replay`, which calls the model with self.ids and sets self.logits."""
-        static = Static(self.cache, min(self.columns, self.cache.max_length))
-
-        def call():
-            self.logits = self.model(self.ids, cache=static, logits_to_keep=1)
-
-        self.replay = call
+        # As long as the graph, which reads and writes its tensors.
+        self.static = Static(self.cache, min(self.columns, self.cache.max_length))
+        self.replay = self.call
         if self.ids.device.type == "cuda":
-            # What libraries do once, in their first calls, must not be in the graph.
-            before = [tensor.clone() for tensor in static.state()]
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):
-                    call()
-                    for tensor, was in zip(static.state(), before, strict=True):
+            with torch.cuda.device(self.ids.device):
+                self.replay = self.captured()
+
+    def call(self):
+        self.logits = self.model(self.ids, cache=self.static, logits_to_keep=1)
+
+    def captured(self):
+        """`call` as a graph, which is not yet run."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what libraries do once, in their first calls, must not be in it
+                before = [tensor.clone() for tensor in self.static.state()]
+                try:
+                    self.call()
+                finally:
+                    for tensor, was in zip(self.static.state(), before, strict=True):
                         tensor.copy_(was)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                call()
-            self.replay = graph.replay
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            self.call()
+        return graph.replay

@@ -193,8 +193,11 @@ def ids_before(ids, seen, positions):
 
     ids, seen (b, s): of all columns, and their positions. Returns (b, t).
     """
-    column = (seen[:, None] == positions[..., None] - 1).int().argmax(-1)  # (b, t)
-    return ids.gather(1, column)
+    b, s = seen.shape
+    columns = torch.arange(s, device=ids.device).expand(b, s)
+    # Of position p at p + 1; at 0 is padding's, if there is any.
+    column = columns.new_zeros(b, s + 1).scatter(1, seen + 1, columns)
+    return ids.gather(1, column.gather(1, positions.clamp(min=0)))
 
 
 class Attention(nn.Module):

@@ -189,7 +189,11 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep=0
     ):
-        """Hidden states (b, t, m), normalised. The arguments are those of Nemotron.forward."""
+        """Hidden states (b, t, m), normalised. The arguments are those of Nemotron.forward.
+
+        The last ones are cut off before the norm, which lays them together: a linear on CPUs copies
+        its bfloat16 weight for rows that do not lie so (torch 2.13).
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)

@@ -157,7 +157,7 @@ def rotation(rope, positions, length):
     return angles.cos() * scale, angles.sin() * scale
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache  # and never forgotten: a CUDA graph goes on reading it
 @torch.inference_mode(False)  # the tensor is remembered, and may meet autograd later
 def frequencies(rope, length, device):
     """Angle per position of each rotated plane (dim/2,), float32, and the factor on cos and sin.

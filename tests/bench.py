@@ -415,8 +415,6 @@ def child(name=None, folder=None):
     spawn = multiprocessing.get_context("spawn")
     pipe, far = spawn.Pipe()
     process = spawn.Process(target=serve, args=(far, name, folder), daemon=True)
-    process.start()
-    far.close()
 
     def ask(task, *arguments):
         pipe.send((task, arguments))
@@ -428,6 +426,11 @@ def child(name=None, folder=None):
             raise ChildProcessError(f"{name} ended with {status} at {task.__name__}") from None
 
     try:
+        # A Ctrl-C waits until the child has all that it needs: half of it would be an error there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        process.start()
+        far.close()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield ask
     finally:
         process.kill()

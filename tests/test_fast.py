@@ -76,6 +76,17 @@ def test_a_weight_that_is_trained_is_not_ordered():
         torch.testing.assert_close(module(x), plain(x))  # of the new weight, which both have
 
 
+def test_a_bias_alone_is_trained_and_autocast_works():
+    _, module = linear()
+    with torch.no_grad():
+        module(torch.ones(1, 96).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert module(torch.ones(2, 96)).dtype == torch.bfloat16
+    module.bias.requires_grad_()
+    module(torch.ones(2, 96).bfloat16()).sum().backward()
+    assert (module.bias.grad == 2).all()
+
+
 def test_a_gradient_goes_through_to_the_input():
     plain, module = linear()
     x = torch.randn(5, 96).bfloat16().requires_grad_()

@@ -73,6 +73,74 @@ def test_text_is_the_same(model, monkeypatch, sampling):
     )
 
 
+@torch.inference_mode()
+def test_what_was_taken_back_is_not_seen(model):
+    """A cache that was restored is as one that never went on."""
+    ids = torch.arange(20)[None] * 3 % model.config.vocab_size
+    cache, fresh = model.new_cache(1, 64), model.new_cache(1, 64)
+    model(ids[:, :5], cache=cache)
+    model(ids[:, :5], cache=fresh)
+    snapshot, mark = cache.snapshot(), cache.mark()
+    model(ids[:, 5:], cache=cache)
+    cache.restore(snapshot)
+    steps = graph.Steps(model, cache)
+    for token in (7, 8):
+        token = torch.tensor([[token]])
+        expected = model(token, cache=fresh)
+        assert (steps(token) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    same_cache(cache, fresh)
+    with pytest.raises(ValueError, match="from before it was changed by hand"):
+        cache.back(mark)
+
+
+class Recorder:
+    """Stands for torch.cuda's classes and contexts: does nothing, and says what it was given."""
+
+    def __init__(self, *args, **kwargs):
+        self.given = args, kwargs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+    def wait_stream(self, other):
+        pass
+
+    def replay(self):
+        pass
+
+
+@torch.inference_mode()
+def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, monkeypatch):
+    """All but CUDA itself; what is captured runs here, once, and would not there."""
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, Recorder)
+    cache = model.new_cache(1, 64)
+    model(torch.tensor([[1, 2, 3]]), cache=cache)
+    steps, calls = graph.Steps(model, cache), []
+    steps.static = graph.Static(cache, 32)
+    before = {name: tensor.clone() for name, tensor in cache.held(3).items()}
+
+    def call():
+        now = cache.held(3)
+        assert all(torch.equal(now[name], before[name]) for name in before)
+        assert steps.static.column.tolist() == [3]
+        calls.append(None)
+        model(torch.tensor([[4]]), cache=steps.static)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "call", call)
+    with pytest.raises(KeyboardInterrupt):
+        steps.captured()
+    now = cache.held(3)
+    assert all(torch.equal(now[name], before[name]) for name in before)
+    assert steps.captured().__name__ == "replay"
+    assert len(calls) == 5  # twice to warm up, and once to capture
+
+
 def test_what_cannot_be_a_graph_is_refused(model, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="is for a model on CUDA"):
         nanomodels.generate(model, [1], cuda_graph=True)

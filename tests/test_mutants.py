@@ -70,6 +70,12 @@ MUTANTS = {
     ),
     "a graph that looks at what is to come": ("graph.py", "self.positions != PADDING",
                                               "self.positions < 10**6"),
+    "a graph that sees what was taken back": (
+        "graph.py",
+        "cache.positions[:, cache.length :] = PADDING",
+        "pass",
+    ),
+    "a capture that moves the cache": ("graph.py", "tensor.copy_(was)", "pass"),
     "a graph whose state stands still": ("graph.py", "tensor.copy_(new)", "pass"),
     "a graph that writes over one column": ("graph.py", "        self.column += 1\n", ""),
     "a head that copies its weight": ("nemotron.py", "self.norm(x[:, -logits_to_keep:])",
@@ -89,7 +95,7 @@ MUTANTS = {
     ),
     "the whole text fed for each token": (
         "decoding.py",
-        "logits = model(tokens[:, None], cache=cache, logits_to_keep=1)[:, -1, :vocab_size]",
+        "logits = call(tokens[:, None])[:, -1, :vocab_size]",
         "padded = torch.cat((padded, tokens[:, None]), 1)\n"
         "            logits = model(padded, logits_to_keep=1)[:, -1, :vocab_size]",
     ),
