@@ -1,6 +1,7 @@
 """Linears that order their weight: the same numbers, when it pays, and only then."""
 
 import copy
+import ctypes
 import os
 import platform
 import subprocess
@@ -16,7 +17,7 @@ import nanomodels
 from nanomodels import fast
 from nanomodels.fast import CALLS, FastLinear
 
-pytestmark = pytest.mark.skipif(
+orders = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 for oneDNN"
 )
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -31,6 +32,7 @@ def linear(bias=True, calls=1):
     return module, FastLinear(module, calls)
 
 
+@orders
 @torch.inference_mode()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (3,), (2, 5), (16,), (40,), (0,)])
@@ -45,6 +47,7 @@ def test_an_ordered_weight_gives_the_product(bias, shape):
     torch.testing.assert_close(found, plain(x), rtol=2**-7, atol=2**-6)
 
 
+@orders
 @torch.inference_mode()
 def test_a_weight_is_ordered_after_some_calls(monkeypatch):
     _, module = linear(calls=3)
@@ -58,6 +61,7 @@ def test_a_weight_is_ordered_after_some_calls(monkeypatch):
     module(few), module(many)
 
 
+@orders
 def test_a_weight_that_is_trained_is_not_ordered():
     plain, module = linear()
     x = torch.ones(1, 96).bfloat16()
@@ -76,6 +80,7 @@ def test_a_weight_that_is_trained_is_not_ordered():
         torch.testing.assert_close(module(x), plain(x))  # of the new weight, which both have
 
 
+@orders
 def test_a_bias_alone_is_trained_and_autocast_works():
     _, module = linear()
     with torch.no_grad():
@@ -87,6 +92,7 @@ def test_a_bias_alone_is_trained_and_autocast_works():
     assert (module.bias.grad == 2).all()
 
 
+@orders
 def test_a_gradient_goes_through_to_the_input():
     plain, module = linear()
     x = torch.randn(5, 96).bfloat16().requires_grad_()
@@ -98,6 +104,7 @@ def test_a_gradient_goes_through_to_the_input():
     torch.testing.assert_close(found, x.grad)
 
 
+@orders
 @torch.inference_mode()
 def test_a_change_of_the_weight_is_followed():
     plain, module = linear()
@@ -115,6 +122,7 @@ def test_a_change_of_the_weight_is_followed():
     torch.testing.assert_close(twin(x), 2 * module(x))
 
 
+@orders
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["nanochat-tiny", "nemotron-tiny", "nemotron-h-tiny"])
 def test_a_model_says_the_same_with_its_weights_ordered(monkeypatch, name):
@@ -136,6 +144,7 @@ def test_a_model_says_the_same_with_its_weights_ordered(monkeypatch, name):
     torch.testing.assert_close(tokens[1], tokens[0], rtol=0.02, atol=0.2)
 
 
+@orders
 def test_experts_and_other_dtypes_are_left_alone(monkeypatch):
     monkeypatch.setattr(fast, "LARGE", 1)
     model = nanomodels.load(WEIGHTS / "nemotron-h-tiny")
@@ -173,3 +182,15 @@ def test_memory_is_kept_for_the_next_call():
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         faults[how] = int(run.stdout)
     assert faults["keep"] < 3000 < 10000 < faults["default"]
+
+
+def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    fast.keep_memory()
+
+
+def test_a_cpu_without_bfloat16_keeps_its_linears(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(fast, "LARGE", 1)
+    model = nanomodels.load(WEIGHTS / "nanochat-tiny")
+    assert not any(isinstance(module, FastLinear) for module in model.modules())
