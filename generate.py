@@ -127,6 +127,7 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint import left_out
+    from nanomodels.cpu import keep_memory
     from nanomodels.nanochat import GENERATION_CONFIG
     from nanomodels.quantize import parameter_count
     from nanomodels.sampling import Sampler
@@ -151,6 +152,8 @@ def run(args):
     sampling = {k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")}
     Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
 
+    if device == "cpu":
+        keep_memory()
     began = time.perf_counter()
     show = None if args.quiet else show_loading
     model = load(args.model, device, dtype, show, args.era, args.quantize)

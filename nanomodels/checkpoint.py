@@ -8,6 +8,7 @@ wherever the stored dtype is the wanted one; nothing is unpickled but plain tens
 """
 
 import importlib
+import math
 import pickle
 import re
 import warnings
@@ -20,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nanomodels import modelopt
+from nanomodels import cpu, modelopt
 from nanomodels import quantize as q
-from nanomodels.fast import speed_up
+from nanomodels.fast import prepack_linears
 from nanomodels.files import one_line, read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
@@ -41,8 +42,7 @@ def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=Non
     dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
     each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None tells it
-    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller. On a CPU
-    the process keeps memory that it frees from then on, see fast.keep_memory.
+    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
     Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
     """
     if dtype not in (None, *DTYPES):
@@ -440,12 +440,53 @@ def is_exact(module, leaf):
 def finish(source, device="cpu", dtype=None, progress=None):
     """The model of a Source, with its parameters; as `load`."""
     try:
-        fill(match(source.model, source.tensors), torch.device(device), dtype, progress)
+        found, device = match(source.model, source.tensors), torch.device(device)
+        check_memory(source, found, device, dtype)
+        fill(found, device, dtype, progress)
     except ValueError as error:
         raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
-    speed_up(source.model)
+    prepack_linears(source.model)
     return source.model.eval()
+
+
+def memory_needed(source, found, dtype, scheme):
+    """Bytes to hold the parameters of a `match`, and to read the largest; dtype None: the usual."""
+    wanted = dtype or usual_dtype(found)
+    eligible = [] if source.scheme or not scheme else q.eligible(source.model)
+    quantised, sizes = {id(linear) for _, linear in eligible}, []
+    for _, tensor, places in found:
+        module, leaf, _ = places[0]
+        if leaf == "weight" and (id(module) in quantised or isinstance(module, q.QuantizedLinear)):
+            parts = q.parts_of(source.scheme or scheme, tensor.shape)
+            sizes.append(sum(math.prod(shape) * dtype.itemsize for _, (dtype, shape) in parts))
+        else:
+            itemsize = 4 if is_exact(module, leaf) else wanted.itemsize
+            sizes.append(tensor.numel() * itemsize)
+    return sum(sizes) + max(sizes)
+
+
+def check_memory(source, found, device, dtype):
+    """Raises ValueError for a model that does not fit into memory, before it is read."""
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu":
+        available = cpu.available_memory()
+    else:
+        return
+    needed = memory_needed(source, found, dtype, None)
+    if available is None or needed <= available:
+        return
+    smaller = [("--dtype bfloat16", memory_needed(source, found, torch.bfloat16, None))]
+    if source.scheme is None:
+        for scheme in ("int8", "int4"):
+            size = memory_needed(source, found, torch.bfloat16, scheme)
+            smaller.append((f"--dtype bfloat16 --quantize {scheme}", size))
+    fit = [f"{way} needs {size / 1e9:.1f}" for way, size in smaller if size <= available]
+    raise ValueError(
+        f"loading needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are available; "
+        + (", ".join(fit) or f"the least, {smaller[-1][0]}, needs {smaller[-1][1] / 1e9:.1f}")
+    )
 
 
 def fill(found, device, dtype, progress):
@@ -456,11 +497,17 @@ def fill(found, device, dtype, progress):
         module, leaf, _ = places[0]
         if isinstance(module, q.QuantizedLinear) and leaf == "weight":
             module.take(tensor, device, wanted)
+            used = (module.codes, module.scales)
         else:
             parameter = tensor.to(device, torch.float32 if is_exact(module, leaf) else wanted)
             parameter = nn.Parameter(parameter, requires_grad=False)
             for module, leaf, _ in places:
                 setattr(module, leaf, parameter)
+            used = (parameter,)
+        addresses = {part.data_ptr() for part in used}
+        for part in getattr(tensor, "stored", (tensor,)):  # one that was copied is read no more
+            if part.data_ptr() not in addresses:
+                cpu.release(part)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)

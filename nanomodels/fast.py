@@ -1,93 +1,145 @@
-"""What makes a model fast on a CPU and has nothing to do with what it computes.
+"""Linears for CPUs: weights prepacked for the kernel that is fastest on this kind of CPU.
 
-Weights in order. F.linear takes a bfloat16 weight as a checkpoint has it. With one row, when a
-linear is bound by reading its weight, it reads it at 15 to 21 GB/s; oneDNN reads one that it has
-put into an order of its own at 32 to 48, nearly what the memory gives. With 32 rows that is 1.5
-times as fast, too, and with 512 still by a tenth (2 cores of an AMD EPYC with AVX-512, torch 2.13).
-The results are the same.
+`load` puts a FastLinear in the place of each large nn.Linear. It computes the same product:
 
-The ordered copy takes 0.3 to 1 s for 1 GB and as much memory as the weight, which, where it is a
-mapped file, can leave memory. That pays after 10 to 30 calls with any number of rows. So a linear
-orders its weight after some calls, one linear after the other, so that no token waits long; a short
-answer costs nothing. Experts stay as they are: most of them are seldom read.
+    weight      CPU                  kernel    products              memory of the packed weight
+    bfloat16    x86 with AVX-512     OneDNN    bfloat16              2 bytes a weight
+    bfloat16    other x86            FBGEMM    float16 x float32     2 bytes a weight
+    float16     x86                  FBGEMM    float16 x float32     2 bytes a weight
+    float32, and all on other CPUs   F.linear takes the weight as it is
 
-Memory that is kept. See `keep_memory`.
+Sums are float32 everywhere. A float16 number holds each bfloat16 from 6e-5 to 65504 exactly; a
+weight that it does not hold well stays with F.linear.
+
+F.linear reads a bfloat16 weight for one row at 15 to 28 GB/s, OneDNN at 32 to 51; F.linear
+multiplies many rows without AVX-512 at 32 GFLOP/s, FBGEMM at 155 (2 cores, torch 2.13).
+
+Prepacking takes 0.3 to 1 s for 1 GB, so a linear prepacks its weight only when that pays, one
+linear after the other: no token waits long, and a short answer costs nothing. The pages of a mapped
+checkpoint are given back, so the packed weight takes the place of the original in memory.
 """
 
 import copy
-import ctypes
-import sys
 
 import torch
 from torch import nn
 
-CALLS = 16  # before the first linear orders its weight
-LARGE = 1 << 20  # numbers; smaller weights stay in a cache, and oneDNN's own costs would show
+from nanomodels import cpu
+
+LARGE = 1 << 20  # numbers; smaller weights stay in the CPU's cache, and call overhead would show
+WAIT = 16  # work of F.linear before the first linear prepacks its weight
+PIECE = 1 << 26  # numbers that FBGEMM packs at a time, from a float32 copy
+
+
+class OneDNN:
+    """y = x w^T + bias with a bfloat16 weight in oneDNN's blocked layout."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
+
+    def __call__(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    @staticmethod
+    def fits(weight):
+        return True
+
+    @staticmethod
+    def work(rows):
+        """What a call of F.linear loses: the same for any number of rows."""
+        return 1
+
+
+class FBGEMM:
+    """y = x w^T + bias with a float16 weight in FBGEMM's layout, x and sums in float32."""
+
+    def __init__(self, weight, bias):
+        pieces = weight.split(max(1, PIECE // weight.shape[1]))
+        prepack = torch.ops.quantized.linear_prepack_fp16
+        self.pieces, self.bias = [prepack(piece.float(), None) for piece in pieces], bias
+
+    def __call__(self, x):
+        rows, product = x.reshape(-1, x.shape[-1]).float(), torch.ops.quantized.linear_dynamic_fp16
+        y = [product(rows.contiguous(), piece) for piece in self.pieces]
+        y = torch.cat(y, -1) if len(y) > 1 else y[0]
+        y = y if self.bias is None else y + self.bias
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def fits(weight):
+        """Whether float16 holds each row to 12 bits of its largest number: none too large."""
+        for piece in weight.split(max(1, PIECE // weight.shape[1])):
+            error = (piece.half().float() - piece.float()).abs().amax(1)
+            if not (error <= piece.float().abs().amax(1) * 2**-12).all():
+                return False
+        return True
+
+    @staticmethod
+    def work(rows):
+        """What a call of F.linear loses: it grows with the rows, so a prompt prepacks at once."""
+        return rows
+
+
+def kernel_for(weight):
+    """The kernel for a weight on this CPU, by the table above; None is F.linear."""
+    if weight.device.type != "cpu":
+        return None
+    if weight.dtype == torch.bfloat16 and cpu.has_bf16():
+        return OneDNN
+    if weight.dtype in (torch.bfloat16, torch.float16) and cpu.has_fbgemm():
+        return FBGEMM
+    return None
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear whose weight is ordered after `calls` calls; not while it is trained.
+    """nn.Linear that prepacks its weight for a kernel after `wait` work; not while it is trained.
 
     A change in place of a weight that is not being trained is not noticed.
     """
 
-    def __init__(self, linear, calls):
+    def __init__(self, linear, kernel, wait=WAIT):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.calls, self.ordered = calls, None
+        self.kernel, self.wait, self.packed = kernel, wait, None
 
     def forward(self, x):
         """x (..., in) -> (..., out)."""
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if trained or (x.requires_grad and torch.is_grad_enabled()) or x.dtype != torch.bfloat16:
-            self.ordered, self.calls = None, CALLS
-            return super().forward(x)
-        if self.ordered is None:
-            self.calls -= 1
-            if self.calls > 0:
-                return super().forward(x)
-            self.ordered = torch.ops.mkldnn._reorder_linear_weight(self.weight, 1)
-        return torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, "none", [], "")
+        if trained or (x.requires_grad and torch.is_grad_enabled()) or x.dtype != self.weight.dtype:
+            self.packed, self.wait = None, WAIT
+        elif self.kernel is not None and self.packed is None:
+            self.wait -= self.kernel.work(x.numel() // self.in_features)
+            if self.wait <= 0:
+                self.prepack()
+        return super().forward(x) if self.packed is None else self.packed(x)
+
+    def prepack(self):
+        """Have the kernel take the weight, if it can."""
+        if self.kernel.fits(self.weight):
+            self.packed = self.kernel(self.weight, self.bias)
+            cpu.release(self.weight)
+        else:
+            self.kernel = None
 
     def _apply(self, fn, recurse=True):
-        """As nn.Module's, which is behind .to() and the like; the copy was of the old weight."""
-        self.ordered, self.calls = None, CALLS
-        return super()._apply(fn, recurse)
+        """As nn.Module's, which is behind .to() and the like; the packed weight was the old one."""
+        super()._apply(fn, recurse)
+        self.packed, self.wait, self.kernel = None, WAIT, kernel_for(self.weight)
+        return self
 
     def __deepcopy__(self, memo):
-        """Of the linear alone: torch copies no ordered weight."""
-        new = memo[id(self)] = FastLinear(self, CALLS).train(self.training)
+        """Without the packed weight, which torch cannot copy."""
+        new = memo[id(self)] = FastLinear(self, self.kernel).train(self.training)
         new.weight, new.bias = copy.deepcopy((self.weight, self.bias), memo)
         return new
 
 
-def speed_up(model):
-    """Put a FastLinear in place of each large linear of a bfloat16 model on a CPU, but experts."""
-    if any(parameter.device.type == "cpu" for parameter in model.parameters()):
-        keep_memory()
-    large = [
-        (name, module)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and module.weight.numel() >= LARGE
-        and (module.weight.dtype, module.weight.device.type) == (torch.bfloat16, "cpu")
-        and ".experts." not in name
-    ]
-    if large and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        for i, (name, module) in enumerate(large):
-            model.set_submodule(name, FastLinear(module, CALLS + i))
-
-
-def keep_memory():
-    """Have glibc keep what a call of the model gives back, for the next call.
-
-    Otherwise each large tensor is new memory from the system, which costs a page fault every 4 kB:
-    a prompt of 512 tokens takes 1.1 to 1.3 times as long (d20 and a cut of Nemotron-Nano-9B-v2 in
-    bfloat16; torch 2.13, glibc 2.36, in a virtual machine). Blocks of 256 MB or more still go back,
-    and so does what is free at the end of the heap beyond 1 GB.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        if mallopt(M_MMAP_THRESHOLD, 1 << 28):  # older ones refuse so much
-            mallopt(M_TRIM_THRESHOLD, 1 << 30)
+def prepack_linears(model):
+    """Put a FastLinear in the place of each large linear that this CPU has a kernel for."""
+    wait = WAIT
+    for name, module in list(model.named_modules()):
+        large = type(module) is nn.Linear and module.weight.numel() >= LARGE
+        if large and (kernel := kernel_for(module.weight)) is not None:
+            model.set_submodule(name, FastLinear(module, kernel, wait))
+            wait += ".experts." not in name  # experts are used at different times anyway

@@ -1,20 +1,23 @@
-"""Linears whose weights are stored in 4 or 8 bits; what they multiply is rounded no further.
+"""Linears whose weights are stored in 4 or 8 bits; activations are not quantised.
 
     int4:  w = (q - 8) * scale + zero     q 0..15; a scale and a zero for 64 inputs of an output
     int8:  w = q * scale                  q -127..127; a scale for an output
     y = x w^T + bias                      in x's dtype
 
-Few rows of x, as in decoding, go to torch's kernels, which read nothing but the small weights: that
-is what a token's time is made of. Many rows are bound by arithmetic: then the weight is made whole
-a piece at a time, and multiplied as any other.
+Few rows of bfloat16, as in decoding, go to torch's kernels, which read only the small weights. Many
+rows are bound by arithmetic: then the weight is dequantised piece by piece, and each piece
+multiplied as any other. So are float32 and float16 rows, for which torch's kernels are scalar code.
 
-Scales and zeros are bfloat16, and codes are chosen to suit them so rounded. A group's range is cut
-into equal steps, the nearest of which a weight becomes: narrower ranges and least squares bring the
-squared error down by a tenth, and the text of the tiny models no closer. int8 has one scale for a
-whole output because torch's kernel has.
+Scales and zeros are bfloat16, and codes are chosen for these rounded numbers. A group's range is
+cut into equal steps, and each weight is rounded to the nearest: narrower ranges and least squares
+bring the squared error down by a tenth, and the text of the tiny models no closer. int8 has one
+scale for a whole output because torch's kernel has.
 
-Shapes: n outputs, k inputs (both multiples of 64), g groups k / 64, r rows of x, o blocks of 64
-outputs.
+Speed depends on the CPU: with AVX-512 one row takes 0.35 to 0.45 times as long as in bfloat16, with
+AVX2 alone 1.4 times; small weights save memory there, not time.
+
+Shapes: n outputs, k inputs (both multiples of 64), g groups k / 64, r rows of x, o blocks of
+outputs, w outputs of a block.
 """
 
 import functools
@@ -22,10 +25,13 @@ import functools
 import torch
 from torch import nn
 
+from nanomodels import cpu
+
 SCHEMES = ("int4", "int8")
-GROUP = 64  # inputs that share a scale and a zero; outputs whose int4 codes lie together
+GROUP = 64  # inputs that share a scale and a zero
+BLOCK = 64  # outputs whose int4 codes are stored together
 SLAB = 1 << 19  # weights worked on at a time, which a core's cache holds
-HALVES = 0x0F0F0F0F  # the low half of each of four bytes
+LOW_NIBBLES = 0x0F0F0F0F  # the low half of each of four bytes
 
 
 class Packed:
@@ -64,7 +70,8 @@ class Packed:
     def to(self, device, dtype):
         """The weight as a tensor (n, k)."""
         w = torch.empty(self.shape, dtype=dtype, device=device)
-        for outputs, piece in self.pieces(self.codes.to(device), self.scales.to(device, dtype)):
+        codes, scales = self.arranged().to(device), self.scales.to(device, dtype)
+        for outputs, piece in self.pieces(codes, scales):
             w[outputs] = piece.T
         return w
 
@@ -72,13 +79,14 @@ class Packed:
 class Int4(Packed):
     """codes (n, k / 2) uint8, scales (g, n, 2) bfloat16: scale, then zero.
 
-    The codes of 64 outputs lie together as (k, 32) bytes; byte j of an input has output j in its
-    low half, output j + 32 in its high half. So torch packs them for AVX-512 (torch 2.13,
-    aten/src/ATen/native/cpu/int4mm_kernel.cpp): there a mapped file is used as it is.
+    The codes of a block of w outputs are stored together as (k, w / 2) bytes; byte j of an input
+    has output j in its low half, output j + w/2 in its high half. In files w is 64, as torch's
+    kernel for AVX-512 wants it (torch 2.13, aten/src/ATen/native/cpu/int4mm_kernel.cpp): there a
+    mapped file is used as it is. The kernel for AVX2 wants 32: there the codes are repacked.
     """
 
-    # From so many rows on, making the weight whole pays: it takes 20 ms of one core, the kernel
-    # 0.4 ms a row (9216 x 3072 in bfloat16, AVX-512, torch 2.13).
+    # From so many rows on, dequantising pays: it takes 20 ms of one core, the kernel 0.4 ms a row
+    # (9216 x 3072 in bfloat16, AVX-512, torch 2.13).
     many_rows = 96
 
     @staticmethod
@@ -107,41 +115,58 @@ class Int4(Packed):
             scales[:, outputs] = torch.stack((scale, zero), -1).transpose(0, 1).bfloat16()
         return cls(codes, finite(scales))
 
+    def arranged(self, block=BLOCK):
+        """The codes in blocks of 64 or 32 outputs: (o, k, w / 2)."""
+        n, k = self.shape
+        if block == BLOCK:
+            return self.codes.view(-1, k, BLOCK // 2)
+        codes = torch.empty_like(self.codes)
+        for outputs in slabs(n, k):
+            codes[outputs] = pack(unpack(self.codes[outputs]), block)
+        return codes.view(-1, k, block // 2)
+
     @staticmethod
     def pieces(codes, scales):
-        """The weight in the dtype of scales, 64 outputs at a time: (outputs, (k, 64)).
+        """The weight in the dtype of scales, a block at a time: (outputs, (k, w)).
 
-        Each number is rounded once. A piece is overwritten by those that come after it.
+        codes as `arranged` gives them. Each number is rounded once. A piece is overwritten by
+        those that come after it.
         """
-        g, k = len(scales), len(scales) * GROUP
-        blocks = codes.view(-1, k, GROUP // 2).view(torch.int32)  # (o, k, 8), 8 codes in each
-        scale, zero = scales.view(g, -1, 1, GROUP, 2).permute(4, 1, 0, 2, 3).contiguous()
-        # (o, g, 1, 64) each; contiguous, as addcmul takes four times as long otherwise.
-        count = max(1, SLAB // (k * GROUP))
+        (_, k, half), g = codes.shape, len(scales)
+        w, blocks = 2 * half, codes.view(torch.int32)  # (o, k, w / 8), 8 codes in each number
+        scale, zero = scales.view(g, -1, 1, w, 2).permute(4, 1, 0, 2, 3).contiguous()
+        # (o, g, 1, w) each; contiguous, as addcmul takes four times as long otherwise.
+        count = max(1, SLAB // (k * w))
         # Made once: new memory for each step would take longer than all else here.
-        halves = blocks.new_empty(count, k, 2, 8)
-        whole = scales.new_empty(count, g, GROUP, GROUP)  # (o, g, 64 inputs, 64 outputs)
+        halves = blocks.new_empty(count, k, 2, w // 8)
+        whole = scales.new_empty(count, g, GROUP, w)  # (o, g, 64 inputs, w outputs)
         for first in range(0, len(blocks), count):
             some = slice(first, first + count)
             b = blocks[some]
-            q, w = halves[: len(b)], whole[: len(b)]
+            q, weight = halves[: len(b)], whole[: len(b)]
             q[:, :, 0] = b
             torch.bitwise_right_shift(b, 4, out=q[:, :, 1])
-            q.bitwise_and_(HALVES)
-            w.copy_(q.view(torch.uint8).view_as(w)).sub_(8)
-            torch.addcmul(zero[some], w, scale[some], out=w)
-            for i, block in enumerate(w.flatten(1, 2), first):
-                yield slice(i * GROUP, (i + 1) * GROUP), block
+            q.bitwise_and_(LOW_NIBBLES)
+            weight.copy_(q.view(torch.uint8).view_as(weight)).sub_(8)
+            torch.addcmul(zero[some], weight, scale[some], out=weight)
+            for i, block in enumerate(weight.flatten(1, 2), first):
+                yield slice(i * w, (i + 1) * w), block
+
+    @staticmethod
+    def kernel_reads(codes):
+        """Whether torch has vector code on this CPU for codes as `arranged` gave them."""
+        return codes.shape[2] * 2 == kernel_block()
 
     @staticmethod
     def kernel(x, codes, scales):
+        codes = codes.view(-1, x.shape[1] // 2)  # (n, k / 2)
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, codes, GROUP, scales)
 
 
 class Int8(Packed):
     """codes (n, k) int8, scales (n) bfloat16."""
 
-    many_rows = 32  # as of Int4; the kernel takes 0.6 ms a row, making the weight whole 8 ms
+    many_rows = 32  # as of Int4; the kernel takes 0.6 ms a row, dequantising 8 ms
 
     @staticmethod
     def parts(n, k):
@@ -164,11 +189,20 @@ class Int8(Packed):
             scales[outputs] = scale.bfloat16()
         return cls(codes, finite(scales))
 
+    def arranged(self, block=BLOCK):
+        """The codes, which have no blocks."""
+        return self.codes
+
     @staticmethod
     def pieces(codes, scales):
         """The weight in the dtype of scales, some outputs at a time: (outputs, (k, outputs))."""
         for outputs in slabs(*codes.shape):
             yield outputs, codes[outputs].to(scales.dtype).mul_(scales[outputs, None]).T
+
+    @staticmethod
+    def kernel_reads(codes):
+        """Whether torch has vector code for them on this CPU."""
+        return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
     @staticmethod
     def kernel(x, codes, scales):
@@ -199,17 +233,17 @@ def slabs(n, k):
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]
 
 
-def pack(q):
+def pack(q, block=BLOCK):
     """Codes 0..15 (n, k) uint8 as Int4 stores them: (n, k / 2)."""
     n, k = q.shape
-    low, high = q.view(-1, 2, GROUP // 2, k).unbind(1)  # (o, 32, k)
+    low, high = q.view(-1, 2, block // 2, k).unbind(1)  # (o, w / 2, k)
     return (low | high << 4).mT.contiguous().view(n, k // 2)
 
 
 def unpack(codes):
-    """The codes (n, k) that `pack` was given."""
+    """The codes (n, k) that `pack` was given, of blocks of 64."""
     n, k = len(codes), 2 * codes.shape[1]
-    bytes = codes.view(-1, k, GROUP // 2).mT  # (o, 32, k)
+    bytes = codes.view(-1, k, BLOCK // 2).mT  # (o, 32, k)
     return torch.stack((bytes & 15, bytes >> 4), 1).reshape(n, k)
 
 
@@ -219,14 +253,15 @@ def torch_pack(q):
 
 
 @functools.cache
-def torch_packs_alike():
-    """Whether that is how they are stored; not so with AVX2, or on ARM."""
+def kernel_block():
+    """The outputs of a block for torch's int4 kernel: 64, 32, or None where it is scalar code."""
     probe = (torch.arange(128 * 192) * 2654435761 >> 20).bitwise_and(15).view(128, 192)
-    return torch.equal(torch_pack(probe), pack(probe.byte()))
+    blocks = (b for b in (64, 32) if torch.equal(torch_pack(probe), pack(probe.byte(), b)))
+    return next(blocks, None)
 
 
 class QuantizedLinear(nn.Module):
-    """nn.Linear of a quantised weight, which `take` gives it; until then `weight` is its place."""
+    """nn.Linear of a quantised weight, given by `take`; until then `weight` stands for it."""
 
     def __init__(self, in_features, out_features, bias, scheme):
         super().__init__()
@@ -236,32 +271,26 @@ class QuantizedLinear(nn.Module):
         self.bias = bias
         self.register_buffer("codes", None)
         self.register_buffer("scales", None)
-        self.as_stored = True  # not packed anew for this machine's kernel
 
     def take(self, packed, device, dtype):
         """Hold a weight, Int4 or Int8; any other is quantised first. dtype is that of the model."""
-        kind = KINDS[self.scheme]
-        if not isinstance(packed, kind):
+        if not isinstance(packed, KINDS[self.scheme]):
             packed = quantize(packed.to("cpu", packed.dtype), self.scheme)
-        device, codes = torch.device(device), packed.codes
-        self.as_stored = kind is Int8 or device.type != "cpu" or torch_packs_alike()
-        if not self.as_stored:
-            codes = torch_pack(unpack(codes))
-        self.codes, self.scales = codes.to(device), packed.scales.to(device, dtype)
+        block = kernel_block() if torch.device(device).type == "cpu" else None
+        self.codes = packed.arranged(block or BLOCK).to(device)
+        self.scales = packed.scales.to(device, dtype)
         self.weight = None
 
     def forward(self, x):
         """x (..., k) -> (..., n)."""
         kind, n = KINDS[self.scheme], self.out_features
-        rows, scales = x.reshape(-1, self.in_features), self.scales.to(x.dtype)  # (r, k)
-        if not self.as_stored and x.device.type != "cpu":
-            raise ValueError("packed for this CPU's kernel; load the model onto the other device")
-        few = len(rows) < kind.many_rows and x.device.type == "cpu"
-        if few or not self.as_stored:
-            y = kind.kernel(rows.contiguous(), self.codes, scales)  # (r, n)
+        rows = x.reshape(-1, self.in_features)  # (r, k)
+        few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(rows) < kind.many_rows
+        if few and kind.kernel_reads(self.codes):
+            y = kind.kernel(rows.contiguous(), self.codes, self.scales.to(x.dtype))  # (r, n)
         else:
-            y = rows.new_empty(len(rows), n)
-            for outputs, w in kind.pieces(self.codes, scales):
+            y, rows = rows.new_empty(len(rows), n), rows.to(cpu.product_dtype(x.dtype, x.device))
+            for outputs, w in kind.pieces(self.codes, self.scales.to(rows.dtype)):
                 y[:, outputs] = rows @ w
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], n)

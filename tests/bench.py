@@ -198,14 +198,16 @@ def proc(path, key):
 class Ours:
     def load(self):
         import nanomodels
+        from nanomodels import cpu
 
+        cpu.keep_memory()  # as generate.py does
         self.model = nanomodels.load(self.folder)
 
     def order(self):
         """Have the large linears put their weights in order, with the next call if not before."""
         for module in self.model.modules():
-            if hasattr(module, "calls"):  # fast.FastLinear
-                module.calls = 1
+            if hasattr(module, "wait"):  # fast.FastLinear
+                module.wait = 1
 
     def start(self, ids, room):
         """Read prompts (b, t): logits of the last tokens (b, vocab), cache with room for more."""
