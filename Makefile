@@ -2,12 +2,14 @@
 .PHONY: help demo test test-slow bench lint clean
 PYTHON ?= python3
 BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+SMALLER = $(if $(shell grep -m 1 avx512f /proc/cpuinfo),avx2,default)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
 	@echo "make test       set up .venv if need be, then run the tests"
-	@echo "make test-slow  the tests that take minutes: broken code must fail"
+	@echo "make test-slow  all cases of each test, and broken code that must fail: an hour"
 	@echo "make bench      speed beside transformers and the machine's limits: 20 minutes"
 	@echo "make lint       ruff, over everything"
 	@echo "make clean      remove .venv and what Python and the tools left behind"
@@ -16,10 +18,13 @@ demo: .venv/demo
 	$(BIN)/python generate.py "What is the capital of France?"
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(PYTEST)
+	@echo "once more, what depends on the kind of CPU, as on a smaller one:"
+	ATEN_CPU_CAPABILITY=$(SMALLER) ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m kernels
 
 test-slow: .venv/test
-	$(BIN)/python -m pytest -m slow
+	THOROUGH=1 $(PYTEST)
+	$(PYTEST) -m slow
 
 bench: .venv/test
 	$(BIN)/python tests/bench.py $(BENCH)

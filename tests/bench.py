@@ -29,6 +29,8 @@ order, as after a text's first tokens (nanomodels/fast.py), but in `load`.
               prompt, and of one that never says the same again. Random weights say neither, so the
               text is laid down: each call computes its logits, and then others take their place
     start     s from starting a command to the first byte of its answer, its files in memory
+    large     Nemotron-3-Nano-30B-A3B whole, in int4 with random codes: 18.3 GB, written to the
+              temporary folder first. Only where --models names it; ours alone
 
 --full takes a larger cut of nemotron-3, prompts of 4096 and contexts up to 128k: half an hour.
 Exit status: 0, 2 if a side fails, 130 after Ctrl-C.
@@ -88,6 +90,7 @@ CONTEXT = (
     NANO_3,
     {"hybrid_override_pattern": "MM", "vocab_size": 1024},
 )
+LARGE = ("Nemotron-3-Nano-30B-A3B, int4", NANO_3, {"nanomodels": {"quantize": "int4"}})
 TINY = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -128,39 +131,49 @@ def write_checkpoint(folder, source, changes, tiny):
     import torch
     from safetensors.torch import save_file
 
-    from nanomodels import checkpoint
+    from nanomodels import checkpoint, quantize
 
     if isinstance(source, str):
         source = json.loads((ROOT / "tests" / "data" / "configs" / source).read_text())
-        del source["num_hidden_layers"]  # of the whole model
+        del source["num_hidden_layers"]  # of the whole model; a hybrid's pattern says it, too
     config = source | changes | ({k: TINY[k] for k in TINY if k in source} if tiny else {})
     config |= {"dtype": "bfloat16"}
     config.pop("auto_map", None)  # code on the Hub
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     architecture, model = checkpoint.build(folder, config)
-    hub_names = {  # the first of several, which is the Hub's; the others are transformers 5's
-        ours: hub
-        for hub, ours in reversed(architecture.HUB_NAMES.items())
-        if ours and ours.count("{}") == hub.count("{}")
-    }
+    scheme = config.get("nanomodels", {}).get("quantize")
+    if scheme:  # as convert_hf.py writes it, with the parameters' own names
+        quantize.replace(model, scheme, lm_head=True)
+        hub_names = {checkpoint.pattern(name): name for name, _ in model.named_parameters()}
+        hub_names = dict(zip(hub_names, hub_names, strict=True))
+    else:
+        hub_names = {  # the first of several, which is the Hub's; the others are transformers 5's
+            ours: hub
+            for hub, ours in reversed(architecture.HUB_NAMES.items())
+            if ours and ours.count("{}") == hub.count("{}")
+        }
     tensors = []  # (name, shape, dtype)
     for prefix, module in model.named_modules():
         for leaf, weight in module.named_parameters(recurse=False):
             name = f"{prefix}.{leaf}"
             name = hub_names[checkpoint.pattern(name)].format(*checkpoint.numbers(name))
-            exact = checkpoint.is_exact(module, leaf)
-            tensors.append((name, weight.shape, torch.float32 if exact else torch.bfloat16))
+            if isinstance(module, quantize.QuantizedLinear) and leaf == "weight":
+                parts = quantize.parts_of(scheme, weight.shape)
+                tensors += [(name + end, torch.Size(shape), t) for end, (t, shape) in parts]
+            else:
+                exact = checkpoint.is_exact(module, leaf)
+                tensors.append((name, weight.shape, torch.float32 if exact else torch.bfloat16))
     size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in tensors)
     free = {"disk": shutil.disk_usage(folder).free, "memory": proc("/proc/meminfo", "MemAvailable")}
     # Of memory: ours is the mapped file, theirs is a copy.
-    for what, needed in (("disk", size + 1e9), ("memory", 2 * size + 2e9)):
+    for what, needed in (("disk", size + 1e9), ("memory", (1 if scheme else 2) * size + 2e9)):
         if free[what] < needed:
             raise Skipped(f"{what}: {needed / 1e9:.1f} GB needed, {free[what] / 1e9:.1f} free")
     noise, weight_map = torch.randn(1 << 24).bfloat16(), {}
     for n, (_, layer) in enumerate(groupby(tensors, lambda t: checkpoint.numbers(t[0])[:1])):
         file = f"model-{n:05}.safetensors"
-        made = {name: random_weight(name, shape, noise).to(dtype) for name, shape, dtype in layer}
+        made = {name: random_weight(name, shape, dtype, noise) for name, shape, dtype in layer}
         save_file(made, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(made, file)
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -169,21 +182,28 @@ def write_checkpoint(folder, source, changes, tiny):
     return size
 
 
-def random_weight(name, shape, noise):
+def random_weight(name, shape, dtype, noise):
     """Numbers of the size that a trained model has; the large ones repeat the noise."""
+    import numpy
     import torch
 
+    if name.endswith("weight_scale"):  # and zero; codes are any bytes
+        scale = torch.tensor([64**-0.5 / 8, 0.0], dtype=torch.bfloat16)
+        return scale.expand(shape).clone()
     if name.endswith("A_log"):
         return torch.linspace(0, math.log(16), *shape)
     if name.endswith("dt_bias"):
         return torch.linspace(-6, -2, *shape)
     if name.endswith((".D", "norm.weight", "norm_f.weight")):
         return torch.ones(shape)
-    flat, half = torch.empty(shape.numel(), dtype=noise.dtype), len(noise) // 2
+    if dtype == torch.uint8:
+        codes = numpy.random.default_rng(zlib.crc32(name.encode()))
+        return torch.from_numpy(codes.integers(0, 256, shape, dtype=numpy.uint8))
+    flat, half = torch.empty(math.prod(shape), dtype=noise.dtype), len(noise) // 2
     for n, piece in enumerate(flat.split(half)):
         start = (zlib.crc32(name.encode()) + n * 104729) % half
         piece.copy_(noise[start : start + len(piece)])
-    return flat.mul_(shape[-1] ** -0.5).view(shape)
+    return flat.mul_(shape[-1] ** -0.5).view(shape).to(dtype)
 
 
 def proc(path, key):
@@ -307,6 +327,17 @@ def drafts(side, text, most):
 def whole_run(side):
     load(side), prefill(side, 512), decode(side, 1)
     return proc("/proc/self/status", "VmHWM") / 1e9
+
+
+def large_run(side):
+    """Load, read and decode with memory and speed of each."""
+    began = time.perf_counter()
+    side.load()
+    loaded = time.perf_counter() - began
+    held = proc("/proc/self/status", "VmRSS") / 1e9
+    figures = {"load, s": loaded, "memory after loading, GB": held}
+    figures |= prefill(side, 512) | decode(side, 1) | decode(side, 1)
+    return figures | {"peak memory, GB": proc("/proc/self/status", "VmHWM") / 1e9}
 
 
 def context(side, tokens):
@@ -671,7 +702,8 @@ def text(x, y, words, extra=""):
 
 
 def parse_arguments(argv):
-    names = [*MODELS, "context", "drafts", "start"]
+    default = [*MODELS, "context", "drafts", "start"]
+    names = [*default, "large"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -679,7 +711,7 @@ def parse_arguments(argv):
     add("--full", action="store_true", help="large shapes, too")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--plot", type=Path, metavar="FILE.svg", help="draw the shares of the limit")
-    add("--models", default=",".join(names), metavar="NAMES", help=f"some of {', '.join(names)}")
+    add("--models", default=",".join(default), metavar="NAMES", help=f"some of {', '.join(names)}")
     add("--threads", type=int, metavar="N", help="[as many as torch takes]")
     add("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
     add("--tiny", action="store_true", help="tiny shapes, to see whether this program works")
@@ -718,7 +750,7 @@ def run(args, temp):
             rows = list(comparison(results["start"], OURS, THEIRS))
             print_table("## start: nanochat-tiny, from the command to the first token", rows)
             continue
-        parts = MODELS | {"context": CONTEXT, "drafts": MODELS["d20"]}
+        parts = MODELS | {"context": CONTEXT, "drafts": MODELS["d20"], "large": LARGE}
         what, *config = FULL if args.full and name == "nemotron-3" else parts[name]
         folder = temp / name
         try:
@@ -732,6 +764,12 @@ def run(args, temp):
             lengths = [1 << n for n in range(10, last + 1)]
             results["context"] = measure_context(folder, lengths, args.repeats)
             print_context(results["context"])
+        elif name == "large":
+            with child(OURS, folder) as ask:
+                found = ask(large_run)
+            results["large"] = found | {"file, GB": size / 1e9}
+            rows = [["", OURS], *([label, short(value)] for label, value in found.items())]
+            print_table(f"## large: {what}, {size / 1e9:.1f} GB", rows)
         elif name == "drafts":
             results["drafts"] = measure_drafts(folder, args.repeats)
             rows = list(comparison(results["drafts"], DRAFTS, PLAIN))

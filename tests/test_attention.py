@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomodels import attention
 from nanomodels.attention import attend, attend_at_once
+
+pytestmark = pytest.mark.kernels
 
 
 def reference(q, k, v, mask, dtype=torch.float64):
@@ -39,7 +42,7 @@ def inputs(seed, b, h, g, t, s, d, masked):
     return q, k, v, mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     b=st.integers(1, 3),

@@ -6,13 +6,14 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+from effort import THOROUGH, examples
 from hypothesis import given, settings
 from reference import FAMILIES, ROPE_TYPES, ROTATING, first_difference, tolerance
 
 import nanomodels
 from nanomodels import checkpoint
 
-SEEDS = range(42)
+SEEDS = range(42 if THOROUGH else 12)  # each rope type twice
 
 
 @pytest.fixture(scope="module", params=[(f, seed) for f in FAMILIES for seed in SEEDS], ids=str)
@@ -36,6 +37,7 @@ def random_ids(model, batch, tokens, seed=0):
     return torch.randint(model.config.vocab_size, (batch, tokens), generator=rng)
 
 
+@pytest.mark.kernels
 @torch.inference_mode()
 def test_logits_match_transformers(pair):
     theirs, ours = pair
@@ -99,7 +101,7 @@ def model(request, tmp_path_factory):
     return nanomodels.load(folder)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_of_a_prompt_gives_the_same_logits(model, data):
     tokens = data.draw(st.integers(1, 60), "tokens")
@@ -114,7 +116,7 @@ def test_any_split_of_a_prompt_gives_the_same_logits(model, data):
     assert cache.length == tokens
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(model, data):
     """Padding anywhere: left, right, or in the middle where one piece ends and the next begins."""

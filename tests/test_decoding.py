@@ -5,6 +5,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from reference import random_nanochat
 from test_tokenizer import family_131072
@@ -108,7 +109,7 @@ def test_repetition_penalty_matches_transformers(tmp_path, samples):
         assert list(row) == expected[0, 40:].tolist()
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.integers(0, 399), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_a_row_of_a_batch_is_what_its_prompt_alone_gives(model, prompts):
     for sampling in ({}, {"temperature": 0.9, "top_k": 50, "repetition_penalty": 1.2}):
@@ -202,7 +203,7 @@ def test_settings_out_of_range_are_refused_before_anything_runs(model, kwargs, w
         nanomodels.generate(model, kwargs.pop("ids", [1]), **kwargs)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(st.data())
 def test_probabilities_are_those_of_transformers(data):
     rng = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
@@ -266,7 +267,7 @@ class Letters:
         return ""
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string_and_never_shows_part_of_it(text, stop):
     stream, shown = TextStream(Letters(), stop), ""
@@ -298,7 +299,7 @@ def split(text, opened):
 MARKS = ["<think>", "</think>", "<", "</", "thi", "nk>", " ", "\n", "a", "é🙂", "<tool_call>"]
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(MARKS), max_size=12).map("".join), st.booleans(), st.data())
 def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opened, data):
     reasoning, answer, answered = split(text, opened)

@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+from effort import THOROUGH, examples
 from hypothesis import given, settings
 from reference import FAMILIES, ROPE_TYPES, ROTATING, random_nanochat, random_nemotron_h
 
@@ -112,7 +113,7 @@ def test_greedy_text_is_the_same_in_fewer_calls(kind, tmp_path, monkeypatch):
     rng, new, drafts = random.Random(kind), 16, []
     for seed in range(5):
         model = load(kind, tmp_path, seed)
-        prompts = [repetitive(rng, model.config.vocab_size) for _ in range(40)]
+        prompts = [repetitive(rng, model.config.vocab_size) for _ in range(examples(40))]
         kwargs = {"max_new_tokens": new, "stop_ids": []}
         if kind in ROTATING and ROPE_TYPES[seed] in ("dynamic", "longrope"):
             # A batch's rows turn by other angles.
@@ -136,9 +137,9 @@ def test_greedy_text_is_the_same_in_fewer_calls(kind, tmp_path, monkeypatch):
             assert max(lengths[1:]) <= 7
             drafts += mine
             lengths.clear()
-    assert sum(accepted for _, accepted in drafts) > 100
-    assert sum(accepted < drafted for drafted, accepted in drafts) > 50
-    assert sum(0 < accepted < drafted for drafted, accepted in drafts) > 10
+    assert sum(accepted for _, accepted in drafts) > (100 if THOROUGH else 5)
+    assert sum(accepted < drafted for drafted, accepted in drafts) > (50 if THOROUGH else 5)
+    assert sum(0 < accepted < drafted for drafted, accepted in drafts) > (10 if THOROUGH else 1)
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
@@ -274,7 +275,7 @@ def test_drafts_that_are_not_possible_are_refused(model, kwargs, words):
         nanomodels.generate_batch(model, **{"prompts": [[1]], **kwargs})
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_a_guess_is_what_followed_the_last_time(text):
     lookup, source = Lookup([], most=100), None

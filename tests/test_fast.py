@@ -12,6 +12,8 @@ import nanomodels
 from nanomodels import cpu, fast
 from nanomodels.fast import FBGEMM, WAIT, FastLinear, OneDNN
 
+pytestmark = pytest.mark.kernels
+
 WEIGHTS = Path(__file__).parent.parent / "weights"
 KERNELS = [OneDNN] * cpu.has_bf16() + [FBGEMM] * cpu.has_fbgemm()  # that this CPU has
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_nemotron_h
@@ -94,7 +95,7 @@ def test_the_low_four_bits_are_the_even_column():
     assert weight.to("cpu", torch.bfloat16)[0, :5].tolist() == [0.5, 1.0, 6.0, -6.0, 0.0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     n=st.integers(1, 7),
     groups=st.integers(1, 6),

@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from safetensors.torch import load_file
 
@@ -237,7 +238,7 @@ def test_a_window_keeps_one_key_more_than_it_looks_back(narrow):
     assert narrow.config.windows[0] == 18 and layer.value_embed is None
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(cuts=st.sets(st.integers(1, 299), max_size=12))
 @pytest.mark.parametrize("folder", GOLDEN[1:], ids=lambda folder: folder.name)
 def test_any_split_of_300_tokens_equals_one_pass(folder, cuts):
@@ -266,7 +267,7 @@ def test_greedy_decoding_across_the_windows_equals_whole_passes(model):
         ids.append(token)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["latest", "narrow"])
 def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(request, name, data):

@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import examples
 from hypothesis import given, settings
 from reference import random_nemotron_h
 from safetensors.torch import load_file, save_file
@@ -100,7 +101,7 @@ def relative(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=examples(100), deadline=None, derandomize=True)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 3),
@@ -292,7 +293,7 @@ def model(tmp_path_factory):
     return ours(tmp_path_factory.mktemp("checkpoint"), 11, **HYBRID)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_gives_the_same_logits_and_the_same_state(model, data):
     """H3, H22, H23, H26: pieces shorter than the convolution, and around the chunk's length."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -17,6 +18,8 @@ from torch import nn
 import nanomodels
 from nanomodels import nanochat, quantize
 from nanomodels.quantize import Int4, Int8, QuantizedLinear
+
+pytestmark = pytest.mark.kernels
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 sizes = st.integers(1, 4).map(lambda blocks: 64 * blocks)
@@ -56,7 +59,7 @@ def assert_close(found, expected, limit):
 
 
 @given(sizes, sizes, seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_int4_codes_are_packed_and_unpacked(n, k, seed):
     q = torch.randint(16, (n, k), generator=torch.Generator().manual_seed(seed)).byte()
     codes = quantize.pack(q)
@@ -65,7 +68,7 @@ def test_int4_codes_are_packed_and_unpacked(n, k, seed):
 
 
 @given(sizes, sizes, seeds, st.sampled_from(quantize.SCHEMES))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_a_whole_weight_is_what_its_bytes_say(n, k, seed, scheme):
     packed = quantize.quantize(normal(n, k, seed=seed), scheme)
     exact = by_hand(packed)
@@ -190,7 +193,7 @@ def test_a_module_follows_a_change_of_dtype():
 
 
 @given(seeds, st.floats(1e-6, 1e6), st.floats(-3, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_no_weight_is_further_off_than_half_a_step(seed, size, offset):
     weight = (normal(64, 128, seed=seed) + offset) * size
     int4, int8 = (quantize.quantize(weight, scheme) for scheme in quantize.SCHEMES)
@@ -291,7 +294,7 @@ def test_a_weight_is_used_as_it_is_stored(monkeypatch):
 
 
 @given(sizes, sizes, seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_codes_are_repacked_a_slab_at_a_time(n, k, seed):
     q = torch.randint(16, (n, k), generator=torch.Generator().manual_seed(seed)).byte()
     scales = torch.ones(k // 64, n, 2, dtype=torch.bfloat16)

@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import sentencepiece
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import CALM, CHARACTERS, NASTY, SENTENCES, SOURCE, added, write
@@ -236,7 +237,7 @@ def model_file(pieces, trainer=TRAINER, normalizer=b"\x20\x00"):
     return listed + field(2, trainer) + field(3, normalizer)
 
 
-@settings(CALM, max_examples=400)
+@settings(CALM, max_examples=examples(400))
 @given(
     pieces=st.dictionaries(
         st.text("ab▁é日", min_size=1, max_size=5), st.integers(-99, 99), max_size=14
@@ -337,7 +338,7 @@ def test_any_ids_become_the_text_of_tokenizers(load, case, kind, data):
         assert streamed(ours, ids, skip_special=skip) == expected
 
 
-@settings(CALM, max_examples=400)
+@settings(CALM, max_examples=examples(400))
 @given(
     pairs=st.lists(st.tuples(*[st.text("ab▁é日", min_size=1, max_size=3)] * 2), max_size=14),
     kind=st.sampled_from(list(HUB)),
@@ -527,7 +528,7 @@ def test_a_damaged_model_file_is_one_clear_line(tmp_path_factory, keep, noise):
         assert "\n" not in str(caught.value)
 
 
-@settings(CALM, max_examples=300)
+@settings(CALM, max_examples=examples(300))
 @given(where=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_a_model_file_with_one_wrong_byte_is_read_or_refused(tmp_path_factory, where, byte):
     folder = tmp_path_factory.getbasetemp() / "wrong-byte-spm"

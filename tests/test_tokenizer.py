@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiktoken import Encoding
@@ -62,7 +63,10 @@ TEXTS = st.one_of(
     st.text("ab '\n1é", max_size=40),
 )
 CALM = settings(
-    deadline=None, max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck)
+    deadline=None,
+    max_examples=examples(200),
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
 )
 SPECIAL = ["<s>", "</s>", "<|bos|>", "<|user_start|>", "<|user_end|>"]
 
@@ -319,7 +323,7 @@ def merge_lists(draw):
     return draw(st.permutations(merges)) if draw(st.booleans()) else merges
 
 
-@settings(CALM, max_examples=500)
+@settings(CALM, max_examples=examples(500))
 @given(
     merges=merge_lists(),
     whole=st.lists(st.text("abc", min_size=2, max_size=5), max_size=2),
@@ -400,7 +404,7 @@ def test_the_ids_of_a_nanochat_tokenizer_are_nanochats():
     assert ids == [391, *tokenizer.encode("a")] and tokenizer.decode(ids) == "<|bos|>a"
 
 
-@settings(CALM, max_examples=300)
+@settings(CALM, max_examples=examples(300))
 @given(text=TEXTS)
 def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
     load, tmp_path_factory, text
@@ -497,7 +501,7 @@ CHATTY = st.one_of(
 
 
 @pytest.mark.parametrize("case", NATIVE)
-@settings(CALM, max_examples=300)
+@settings(CALM, max_examples=examples(300))
 @given(text=CHATTY)
 def test_hub_files_give_the_ids_of_tiktoken(both, case, text):
     encoding, native, hub, reference, transformers = both(case)
@@ -518,7 +522,7 @@ def test_hub_files_give_the_ids_of_tiktoken(both, case, text):
 
 
 @pytest.mark.parametrize("case", NATIVE)
-@settings(CALM, max_examples=100)
+@settings(CALM, max_examples=examples(100))
 @given(texts=st.lists(CHATTY, min_size=1, max_size=4), system=st.booleans(), more=st.booleans())
 def test_hub_files_give_the_ids_of_a_chat(both, case, texts, system, more):
     _, native, hub, _, transformers = both(case)
@@ -552,7 +556,7 @@ def test_hub_files_keep_every_token_and_name(both, case):
     assert (len(hub._bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
 
 
-@settings(CALM, max_examples=200)
+@settings(CALM, max_examples=examples(200))
 @given(
     tokens=st.lists(st.text("abc", min_size=2, max_size=6), max_size=14, unique=True),
     texts=st.lists(st.text("abc", max_size=14), max_size=8),
@@ -875,7 +879,7 @@ def test_a_pickle_with_another_state_is_refused(tmp_path):
             Tokenizer.load(tmp_path)
 
 
-@settings(CALM, max_examples=300)
+@settings(CALM, max_examples=examples(300))
 @given(where=st.integers(0, 3119), byte=st.integers(0, 255))
 def test_a_damaged_pickle_is_read_or_refused(tmp_path_factory, where, byte):
     content = bytearray((NANOCHAT / "tokenizer.pkl").read_bytes())

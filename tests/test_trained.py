@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanomodels
 
+pytestmark = pytest.mark.kernels
+
 WEIGHTS = Path(__file__).parent.parent / "weights"
 NAMES = ["nanochat-tiny", "nemotron-tiny", "nemotron-h-tiny"]
 QUESTIONS = [
