@@ -32,11 +32,18 @@ order, as after a text's first tokens (nanomodels/fast.py), but in `load`.
     large     Nemotron-3-Nano-30B-A3B whole, in int4 with random codes: 18.3 GB, written to the
               temporary folder first. Only where --models names it; ours alone
 
+--llama adds llama.cpp for the models that it has, Nemotron and Nemotron-H: in bf16 beside ours, and
+in Q4_0, head included, beside ours in int4. It reads the same weights from GGUF files, mapped, and
+has as many threads as torch, batches of up to 512 tokens, and its own defaults for the rest. The
+time in which it makes a context is counted in `load` alone. Its memory includes torch, which the
+tasks need. On CPUs with AMX its Q4_0 goes without, as it would crash; bf16 uses none anyway.
+
 --full takes a larger cut of nemotron-3, prompts of 4096 and contexts up to 128k: half an hour.
 Exit status: 0, 2 if a side fails, 130 after Ctrl-C.
 """
 
 import argparse
+import ctypes
 import gc
 import html
 import json
@@ -45,6 +52,7 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -54,6 +62,7 @@ import time
 import zlib
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain, groupby
 from pathlib import Path
 from statistics import correlation, mean, median
@@ -61,6 +70,14 @@ from statistics import correlation, mean, median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for nanomodels, where it is not installed
 OURS, THEIRS, INT4 = "ours", "transformers", "ours int4"
+LLAMA, LLAMA_4 = "llama.cpp", "llama.cpp Q4_0"
+# The other side, by which a comparison is named -> what is compared, the new one first.
+PAIRS = {
+    THEIRS: (OURS, THEIRS),
+    INT4: (INT4, OURS),
+    LLAMA: (OURS, LLAMA),
+    LLAMA_4: (INT4, LLAMA_4),
+}
 PLAIN, DRAFTS = "without", "with drafts"
 PIECE, PROMPT, WARM, STEPS, BATCHES = 512, 32, 2, 16, (1, 8)
 DRAFT = 10  # tokens, as --draft-lookup
@@ -126,8 +143,11 @@ class Skipped(Exception):
     """What a model needs and this machine has not."""
 
 
-def write_checkpoint(folder, source, changes, tiny):
-    """Write random weights for a config with changes, a file for each layer. Returns bytes."""
+def write_checkpoint(folder, source, changes, tiny, llama=False):
+    """Write random weights for a config with changes, a file for each layer. Returns bytes.
+
+    Raises Skipped if there is no room: with llama, for GGUF files, too.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -167,7 +187,8 @@ def write_checkpoint(folder, source, changes, tiny):
     size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in tensors)
     free = {"disk": shutil.disk_usage(folder).free, "memory": proc("/proc/meminfo", "MemAvailable")}
     # Of memory: ours is the mapped file, theirs is a copy.
-    for what, needed in (("disk", size + 1e9), ("memory", (1 if scheme else 2) * size + 2e9)):
+    disk = size * (3 if llama else 1) + 1e9
+    for what, needed in (("disk", disk), ("memory", (1 if scheme else 2) * size + 2e9)):
         if free[what] < needed:
             raise Skipped(f"{what}: {needed / 1e9:.1f} GB needed, {free[what] / 1e9:.1f} free")
     noise, weight_map = torch.randn(1 << 24).bfloat16(), {}
@@ -223,6 +244,9 @@ class Ours:
         cpu.keep_memory()  # as generate.py does
         self.model = nanomodels.load(self.folder)
 
+    def close(self):
+        self.model = None
+
     def order(self):
         """Have the large linears put their weights in order, with the next call if not before."""
         for module in self.model.modules():
@@ -251,6 +275,9 @@ class Theirs:
         kwargs = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
         self.model = AutoModelForCausalLM.from_pretrained(self.folder, **kwargs).eval()
 
+    def close(self):
+        self.model = None
+
     def order(self):
         pass
 
@@ -262,14 +289,126 @@ class Theirs:
         return out.logits[:, -1], out.past_key_values
 
 
-SIDES = {OURS: Ours, THEIRS: Theirs, INT4: Ours}
+def llama_api():
+    """The module llama_cpp, which then prints nothing but errors."""
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def log(level, text, _):
+        if level == 4:  # GGML_LOG_LEVEL_ERROR; llama_cpp 0.3.36 itself takes 3 for that
+            say(text.decode().rstrip())
+
+    llama_cpp.llama_log_set(log, None)
+    llama_cpp.log = log  # or it would be freed
+    return llama_cpp
+
+
+class Llama:
+    """llama.cpp by the low-level API of llama-cpp-python; a cache is the number of tokens read."""
+
+    file = "bf16.gguf"
+    model = context = shape = None
+
+    def __init__(self):
+        import torch
+
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # or they would spin beside llama.cpp's
+        self.api = llama_api()
+        self.batch = self.api.llama_batch_init(PIECE, 0, 1)
+
+    def load(self):
+        path, params = bytes(self.folder / self.file), self.model_params()
+        self.model = self.api.llama_model_load_from_file(path, params)
+        if not self.model:
+            raise ValueError(f"llama.cpp cannot load {self.file}")
+
+    def model_params(self):
+        params = self.api.llama_model_default_params()
+        params.load_mode = self.api.LLAMA_LOAD_MODE_MMAP
+        return params
+
+    def close(self):
+        if self.context:
+            self.api.llama_free(self.context)
+        if self.model:
+            self.api.llama_model_free(self.model)
+        self.model = self.context = self.shape = None
+
+    def order(self):
+        pass
+
+    def start(self, ids, room):
+        shape = len(ids), ids.shape[1] + room
+        if shape != self.shape:  # else the last one will do
+            self.new_context(*shape)
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+        return self.step(ids, 0)
+
+    def new_context(self, batch, length):
+        if self.context:
+            self.api.llama_free(self.context)
+        params = self.api.llama_context_default_params()
+        params.n_seq_max = params.n_outputs_max = batch
+        params.n_ctx = batch * length
+        params.n_batch = params.n_ubatch = PIECE
+        params.n_threads = params.n_threads_batch = self.threads
+        self.context = self.api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise ValueError(f"llama.cpp cannot make a context of {batch} x {length} tokens")
+        self.shape = batch, length
+
+    def step(self, ids, length):
+        import numpy
+        import torch
+
+        for piece in ids.split(PIECE // len(ids), dim=1):
+            self.read(piece.tolist(), length)
+            length += piece.shape[1]
+        model = self.api.llama_model_get_vocab(self.model)
+        shape = len(ids), self.api.llama_vocab_n_tokens(model)
+        logits = numpy.ctypeslib.as_array(self.api.llama_get_logits(self.context), shape)
+        return torch.from_numpy(logits), length
+
+    def read(self, rows, start):
+        """One call with the rows' next tokens; llama.cpp keeps the logits of the last of each."""
+        batch, n = self.batch, 0
+        for row, tokens in enumerate(rows):
+            for position, token in enumerate(tokens, start):
+                batch.token[n], batch.pos[n], batch.logits[n] = token, position, 0
+                batch.n_seq_id[n], batch.seq_id[n][0] = 1, row
+                n += 1
+            batch.logits[n - 1] = 1
+        batch.n_tokens = n
+        if status := self.api.llama_decode(self.context, batch):
+            raise ValueError(f"llama_decode returned {status}")
+
+
+class Llama4(Llama):
+    file = "Q4_0.gguf"
+    matrices = rb"(attn_(q|k|v|output)|ffn_(up|down)\w*|ssm_(in|out)|^output)\.weight"
+
+    def model_params(self):
+        params = super().model_params()
+        if b"AMX_INT8 = 1" in self.api.llama_print_system_info():
+            # Its AMX products crash in many builds (llama.cpp issue 20824): have the matrices laid
+            # out for AVX instead, as on a CPU without AMX, by a pattern and its buffer type.
+            find = ctypes.CDLL("libggml-cpu.so.0")._Z35ggml_backend_cpu_repack_buffer_typev
+            find.restype = ctypes.c_void_p
+            pattern = ctypes.cast(self.matrices, ctypes.c_void_p)
+            self.overrides = (ctypes.c_void_p * 4)(pattern, find())  # and two zeros
+            params.tensor_buft_overrides = ctypes.addressof(self.overrides)
+        return params
+
+
+SIDES = {OURS: Ours, THEIRS: Theirs, INT4: Ours, LLAMA: Llama, LLAMA_4: Llama4}
 
 
 # --- What a child does: task(side, ...), most of them returning {label: figure}
 
 
 def load(side):
-    side.model = None
+    side.close()
     gc.collect()
     began = time.perf_counter()
     side.load()
@@ -380,7 +519,38 @@ def weights_read(side, batch):
         "bytes": sum(tensor.nbytes * share for tensor, share in read),
         "numbers": sum(tensor.numel() * share for tensor, share in read),
         "numbers of the head": model.config.vocab_size * model.config.hidden_size,
+        "share of experts": share,
     }
+
+
+def file_read(side, share):
+    """Bytes of a GGUF file that a step reads, and of its experts just a share."""
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(side.folder / side.file).tensors
+    sizes = [int(t.n_bytes) * (share if "_exps" in t.name else 1) for t in tensors]
+    return {"bytes": sum(s for s, t in zip(sizes, tensors, strict=True) if "embd" not in t.name)}
+
+
+def make_gguf(side, folder):
+    """Write the files that llama.cpp reads beside a checkpoint."""
+    from gguf_writer import write_gguf
+
+    api, files = llama_api(), [folder / side.file for side in (Llama, Llama4)]
+    write_gguf(folder, files[0])
+    params = api.llama_model_quantize_default_params()
+    params.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.output_tensor_type = api.GGML_TYPE_Q4_0  # Q6_K otherwise; ours has the head in int4, too
+    if api.llama_model_quantize(*map(bytes, files), params):
+        raise ValueError(f"llama.cpp cannot quantise {Llama.file}")
+    os.sync()
+
+
+def about_llama(side):
+    """What llama.cpp says of itself."""
+    api = llama_api()
+    info = api.llama_print_system_info().decode()
+    return {"version": api.__version__, "system_info": info}
 
 
 def limits(side, tiny):
@@ -499,27 +669,43 @@ def measure_limits(tiny):
         return ask(limits, tiny)
 
 
-def measure_model(folder, tasks, repeats):
+def measure_model(folder, tasks, repeats, llama):
     """All of one checkpoint: {other side: {label: {side: figure}}}, and what belongs to it."""
     peaks, read, figures, alike = {}, {}, {}, {}
-    folders = {THEIRS: folder, INT4: folder.with_name(f"{folder.name}-int4")}
+    folders = {side: folder for side in SIDES} | {INT4: folder.with_name(f"{folder.name}-int4")}
     convert(folder, folders[INT4])
-    with child(OURS, folder) as ours:
+    if llama:
+        say("  convert to GGUF")
+        with child() as ask:
+            ask(make_gguf, folder)
+
+    def compare(ours, base, other):
+        """Measure two sides; that of base is there, as the function ours."""
+        say(f"  {base},", other)
+        with child(other, folders[other]) as ask:
+            peaks[other] = ask(whole_run)
+            asks, table = {base: ours, other: ask}, {}
+            for task in tasks:
+                if other != INT4 or task not in ((prefill, 32), (prefill, 4096)):
+                    table |= in_turn(asks, repeats, *task)
+            alike[other] = correlation(ours(last_logits), ask(last_logits))
+            if other == INT4:
+                read[INT4] = {batch: ask(weights_read, batch) for batch in BATCHES}
+            elif other in (LLAMA, LLAMA_4):
+                shares = {batch: read[OURS][batch]["share of experts"] for batch in BATCHES}
+                read[other] = {batch: ask(file_read, shares[batch]) for batch in BATCHES}
+        peak = {"memory, GB": {side: [peaks[side]] for side in asks}}
+        figures[other] = table | summarised(peak)
+
+    with child(OURS, folder) as ours:  # never three at a time, for want of memory
         peaks[OURS] = ours(whole_run)
         read[OURS] = read[THEIRS] = {batch: ours(weights_read, batch) for batch in BATCHES}
-        for other in (THEIRS, INT4):  # never three at a time, for want of memory
-            say("  ours,", other)
-            with child(other, folders[other]) as ask:
-                peaks[other] = ask(whole_run)
-                asks, table = {OURS: ours, other: ask}, {}
-                for task in tasks:
-                    if other == THEIRS or task not in ((prefill, 32), (prefill, 4096)):
-                        table |= in_turn(asks, repeats, *task)
-                alike[other] = correlation(ours(last_logits), ask(last_logits))
-                if other == INT4:
-                    read[INT4] = {batch: ask(weights_read, batch) for batch in BATCHES}
-            peak = {"memory, GB": {side: [peaks[side]] for side in asks}}
-            figures[other] = table | summarised(peak)
+        for other in (THEIRS, INT4, LLAMA) if llama else (THEIRS, INT4):
+            compare(ours, OURS, other)
+    if llama:
+        with child(INT4, folders[INT4]) as ours:
+            ours(whole_run)
+            compare(ours, INT4, LLAMA_4)
     shutil.rmtree(folders[INT4])
     return {"figures": figures, "correlation of logits": alike, "read": read}
 
@@ -644,11 +830,14 @@ def short(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def print_model(name, found):
-    for new, old in ((OURS, THEIRS), (INT4, OURS)):
-        other = old if new == OURS else new
-        rows = list(comparison(found["figures"][other], new, old))
-        print_table(f"## {name}: {found['what']}, {found['GB']:.1f} GB; {new} and {old}", rows)
+def print_model(name, found, llama):
+    for other, table in found["figures"].items():
+        new, old = PAIRS[other]
+        title = f"## {name}: {found['what']}, {found['GB']:.1f} GB; {new} and {old}"
+        if other in (LLAMA, LLAMA_4):
+            flags = " ".join(re.findall(r"(\w+) = 1", llama["system_info"]))
+            title += f" (llama-cpp-python {llama['version']}: {flags})"
+        print_table(title, list(comparison(table, new, old)))
         print(
             f"\nLogits after 512 tokens correlate by {found['correlation of logits'][other]:.4f}."
         )
@@ -662,7 +851,13 @@ def print_context(found):
     print_table(f"## context: {CONTEXT[0]}; {OURS}", rows)
 
 
-COLOURS = {OURS: "#2a6f97", THEIRS: "#b0b0b0", INT4: "#74a892"}
+COLOURS = {
+    OURS: "#2a6f97",
+    THEIRS: "#b0b0b0",
+    LLAMA: "#c9a66b",
+    INT4: "#74a892",
+    LLAMA_4: "#e0c99a",
+}
 
 
 def draw(models, machine):
@@ -674,9 +869,13 @@ def draw(models, machine):
         y += 32
         parts.append(text(20, y, f"{name}: {found['what']}", 'font-weight="bold"'))
         for label in ("decode x 1, tokens/s", "prefill 512, tokens/s"):
-            sides = found["figures"][INT4][label] | found["figures"][THEIRS][label]
+            sides = {}
+            for table in reversed(found["figures"].values()):  # ours as it was beside theirs
+                sides |= table[label]
             y += 6
             for side, colour in COLOURS.items():
+                if side not in sides:
+                    continue
                 y += 16
                 length, speed = full * sides[side]["share"], short(sides[side]["median"])
                 parts.append(text(zero - 6, y, f"{label.split()[0]}, {side}", 'text-anchor="end"'))
@@ -714,6 +913,7 @@ def parse_arguments(argv):
     add("--models", default=",".join(default), metavar="NAMES", help=f"some of {', '.join(names)}")
     add("--threads", type=int, metavar="N", help="[as many as torch takes]")
     add("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
+    add("--llama", action="store_true", help="beside llama.cpp, too")
     add("--tiny", action="store_true", help="tiny shapes, to see whether this program works")
     args = parser.parse_args(argv)
     args.models = args.models.split(",")
@@ -721,6 +921,9 @@ def parse_arguments(argv):
         parser.error(f"--models: unknown: {', '.join(unknown)}; known: {', '.join(names)}")
     if args.repeats < 1 or args.threads not in (None, *range(1, 1025)):
         parser.error("--repeats and --threads must be 1 or more (threads: up to 1024)")
+    if args.llama and not (find_spec("llama_cpp") and find_spec("gguf")):
+        install = f"{sys.executable} -m pip install llama-cpp-python==0.3.36 gguf==0.19.0"
+        parser.exit(2, f"bench.py: error: --llama needs two packages more: {install}\n")
     return args
 
 
@@ -740,6 +943,9 @@ def run(args, temp):
         "models": {},
         "skipped": {},
     }
+    if args.llama:
+        with child() as ask:
+            results["llama.cpp"] = ask(about_llama)
     tasks = [(load,), (prefill, 32), (prefill, 512)]
     tasks += [(prefill, 4096)] if args.full else []
     tasks += [(decode, batch) for batch in BATCHES]
@@ -753,8 +959,9 @@ def run(args, temp):
         parts = MODELS | {"context": CONTEXT, "drafts": MODELS["d20"], "large": LARGE}
         what, *config = FULL if args.full and name == "nemotron-3" else parts[name]
         folder = temp / name
+        llama = args.llama and name in MODELS and name != "d20"
         try:
-            size = write_checkpoint(folder, *config, args.tiny)
+            size = write_checkpoint(folder, *config, args.tiny, llama)
         except Skipped as reason:
             results["skipped"][name] = str(reason)
             print(f"\n## {name}: skipped, {reason}", flush=True)
@@ -775,14 +982,16 @@ def run(args, temp):
             rows = list(comparison(results["drafts"], DRAFTS, PLAIN))
             print_table(f"## drafts: {what}, drafts of up to {DRAFT} tokens; {OURS}", rows)
         else:
-            found = measure_model(folder, tasks, args.repeats)
+            found = measure_model(folder, tasks, args.repeats, llama)
             results["limits"].append(measure_limits(args.tiny))
             units = ("GB/s", "bfloat16 TFLOP/s", "float32 TFLOP/s")
             limit = {unit: max(one[unit] for one in results["limits"][-2:]) for unit in units}
             add_limits(found, limit)
             found |= {"what": what, "GB": size / 1e9, "limit": limit}
             results["models"][name] = found
-            print_model(name, found)
+            print_model(name, found, results.get("llama.cpp"))
+            if args.llama and not llama:
+                print("llama.cpp has no nanochat: skipped beside it.", flush=True)
         shutil.rmtree(folder)
         write(args, results)
     write(args, results)

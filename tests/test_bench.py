@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 from pathlib import Path
 
 import bench
@@ -36,7 +37,7 @@ def test_the_benchmark_measures_a_model(tmp_path):
     assert found["correlation of logits"][bench.THEIRS] > 0.99  # so both did the same
     assert found["correlation of logits"][bench.INT4] > 0.7
     # One step of batch 8 reads more experts than one of batch 1, and int4 reads less.
-    read = {side: [found["read"][side][b]["bytes"] for b in "18"] for side in bench.SIDES}
+    read = {side: [read[b]["bytes"] for b in "18"] for side, read in found["read"].items()}
     assert read[bench.INT4][0] < read[bench.OURS][0] < read[bench.OURS][1]
     for other, table in found["figures"].items():
         for label, sides in table.items():
@@ -47,6 +48,28 @@ def test_the_benchmark_measures_a_model(tmp_path):
                 assert ("share" in figure) == label.startswith(("prefill", "decode"))
     words = "".join(ET.parse(tmp_path / "b.svg").getroot().itertext())
     assert all(word in words for word in ("nemotron-3", "decode, ours int4", "prefill, ours"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("llama_cpp") and find_spec("gguf")),
+    reason="llama-cpp-python and gguf are not installed",
+)
+def test_the_benchmark_measures_llama_cpp_on_the_same_weights(tmp_path):
+    file = tmp_path / "b.json"
+    command = [*TINY, "--llama", "--models", "minitron", "--json", file]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(file.read_text())
+    assert results["llama.cpp"]["version"] in result.stdout
+    found = results["models"]["minitron"]
+    assert found["correlation of logits"][bench.LLAMA] > 0.99  # so the GGUF file is right
+    assert found["correlation of logits"][bench.LLAMA_4] > 0.5  # both in 4 bits, each its own
+    sizes = [found["read"][side]["1"]["bytes"] for side in (bench.LLAMA, bench.LLAMA_4)]
+    assert 0.25 < sizes[1] / sizes[0] < 0.3  # 4.5 bits instead of 16
+    for other in (bench.LLAMA, bench.LLAMA_4):
+        for label in ("prefill 32", "prefill 512", "decode x 1", "decode x 8"):
+            assert set(found["figures"][other][f"{label}, tokens/s"]) == set(bench.PAIRS[other])
 
 
 @pytest.mark.slow
@@ -81,3 +104,12 @@ def test_the_benchmark_refuses_what_it_does_not_know(wrong, capsys):
         bench.main(wrong)
     assert caught.value.code == 2
     assert wrong[0] in capsys.readouterr().err
+
+
+def test_the_benchmark_says_what_llama_cpp_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(SystemExit) as caught:
+        bench.main(["--llama"])
+    assert caught.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "pip install llama-cpp-python" in line
