@@ -27,7 +27,7 @@ test-slow: .venv/test
 	$(PYTEST) -m slow
 
 bench: .venv/test
-	$(BIN)/python tests/bench.py $(BENCH)
+	$(BIN)/python tests/bench.py $(if $(DEVICE),--device $(DEVICE)) $(BENCH)
 
 lint: .venv/test
 	$(PIP) ruff

@@ -38,6 +38,10 @@ has as many threads as torch, batches of up to 512 tokens, and its own defaults 
 time in which it makes a context is counted in `load` alone. Its memory includes torch, which the
 tasks need. On CPUs with AMX its Q4_0 goes without, as it would crash; bf16 uses none anyway.
 
+--device cuda measures the four models there, and --graph (ours as with --cuda-graph beside ours
+without). Limits are the rate of a copy and of products, memory is the most allocated. There is no
+int4 side, and no context, drafts and start unless --models names them.
+
 --full takes a larger cut of nemotron-3, prompts of 4096 and contexts up to 128k: half an hour.
 Exit status: 0, 2 if a side fails, 130 after Ctrl-C.
 """
@@ -61,6 +65,7 @@ import tempfile
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain, groupby
@@ -81,6 +86,8 @@ PAIRS = {
 PLAIN, DRAFTS = "without", "with drafts"
 PIECE, PROMPT, WARM, STEPS, BATCHES = 512, 32, 2, 16, (1, 8)
 DRAFT = 10  # tokens, as --draft-lookup
+GRAPH = "with graph"
+DEVICE = os.environ.get("NANOMODELS_BENCH_DEVICE", "cpu")  # main sets it, for child processes
 
 D20 = {
     "model_type": "nanochat",
@@ -241,8 +248,9 @@ class Ours:
         import nanomodels
         from nanomodels import cpu
 
-        cpu.keep_memory()  # as generate.py does
-        self.model = nanomodels.load(self.folder)
+        if DEVICE == "cpu":
+            cpu.keep_memory()  # as generate.py does
+        self.model = nanomodels.load(self.folder, DEVICE)
 
     def close(self):
         self.model = None
@@ -273,7 +281,8 @@ class Theirs:
 
         logging.disable_progress_bar(), logging.set_verbosity_error()
         kwargs = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, **kwargs).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.folder, **kwargs).eval()
+        self.model = model.to(DEVICE)
 
     def close(self):
         self.model = None
@@ -407,22 +416,40 @@ SIDES = {OURS: Ours, THEIRS: Theirs, INT4: Ours, LLAMA: Llama, LLAMA_4: Llama4}
 # --- What a child does: task(side, ...), most of them returning {label: figure}
 
 
+def now():
+    """Seconds, once all work is done."""
+    if DEVICE == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory():
+    """GB: allocated on a GPU, else of this process with its mapped files."""
+    if DEVICE == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e9
+    return proc("/proc/self/status", "VmHWM") / 1e9
+
+
 def load(side):
     side.close()
     gc.collect()
-    began = time.perf_counter()
+    began = now()
     side.load()
-    loaded = time.perf_counter() - began
+    loaded = now() - began
     side.start(random_ids(side, 1, 32), 0)
-    return {"load, s": loaded, "load + 32 tokens, s": time.perf_counter() - began}
+    return {"load, s": loaded, "load + 32 tokens, s": now() - began}
 
 
 def prefill(side, tokens):
     side.order()
     ids = random_ids(side, 1, tokens)
-    began = time.perf_counter()
+    began = now()
     side.start(ids, 0)
-    return {f"prefill {tokens}, tokens/s": tokens / (time.perf_counter() - began)}
+    return {f"prefill {tokens}, tokens/s": tokens / (now() - began)}
 
 
 def decode(side, batch):
@@ -430,9 +457,23 @@ def decode(side, batch):
     logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
     for n in range(WARM + STEPS):
         if n == WARM:
-            began = time.perf_counter()
+            began = now()
         logits, cache = side.step(logits.argmax(-1, keepdim=True), cache)
-    return {f"decode x {batch}, tokens/s": batch * STEPS / (time.perf_counter() - began)}
+    return {f"decode x {batch}, tokens/s": batch * STEPS / (now() - began)}
+
+
+def decode_graph(side, batch):
+    """`decode` of ours as a CUDA graph; on a CPU its calls without one."""
+    from nanomodels import graph
+
+    side.order()
+    logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
+    steps = graph.Steps(side.model, cache)
+    for n in range(WARM + STEPS):
+        if n == WARM:
+            began = now()
+        logits = steps(logits.argmax(-1, keepdim=True))[:, -1]
+    return {f"decode x {batch}, tokens/s": batch * STEPS / (now() - began)}
 
 
 def drafts(side, text, most):
@@ -455,9 +496,9 @@ def drafts(side, text, most):
         side.model, prompt, max_new_tokens=new, stop_ids=[], draft_lookup=most
     )
     found = [next(tokens)]
-    began = time.perf_counter()
+    began = now()
     found += tokens
-    seconds = time.perf_counter() - began
+    seconds = now() - began
     hook.remove()
     assert found == whole[256 : 256 + new]
     return {f"{text} text, tokens/s": (new - 1) / seconds}
@@ -465,24 +506,24 @@ def drafts(side, text, most):
 
 def whole_run(side):
     load(side), prefill(side, 512), decode(side, 1)
-    return proc("/proc/self/status", "VmHWM") / 1e9
+    return peak_memory()
 
 
 def large_run(side):
     """Load, read and decode with memory and speed of each."""
-    began = time.perf_counter()
+    began = now()
     side.load()
-    loaded = time.perf_counter() - began
+    loaded = now() - began
     held = proc("/proc/self/status", "VmRSS") / 1e9
     figures = {"load, s": loaded, "memory after loading, GB": held}
     figures |= prefill(side, 512) | decode(side, 1) | decode(side, 1)
-    return figures | {"peak memory, GB": proc("/proc/self/status", "VmHWM") / 1e9}
+    return figures | {"peak memory, GB": peak_memory()}
 
 
 def context(side, tokens):
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     [speed] = prefill(side, tokens).values()
-    return {"us/token": 1e6 / speed, "GB": proc("/proc/self/status", "VmHWM") / 1e9}
+    return {"us/token": 1e6 / speed, "GB": peak_memory()}
 
 
 def last_logits(side):
@@ -493,7 +534,8 @@ def random_ids(side, batch, tokens):
     import torch
 
     vocab = json.loads((side.folder / "config.json").read_text())["vocab_size"]
-    return torch.randint(vocab, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+    rng = torch.Generator().manual_seed(tokens)
+    return torch.randint(vocab, (batch, tokens), generator=rng).to(DEVICE)
 
 
 def weights_read(side, batch):
@@ -558,6 +600,11 @@ def limits(side, tiny):
     import torch
     import torch.nn.functional as F
 
+    from nanomodels import cpu
+
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch finds no CUDA device here")
+    torch.set_default_device(DEVICE)
     data = torch.full((1 << (24 if tiny else 30),), 0x3F, dtype=torch.uint8)  # 0.7 in any dtype
     bf16 = data.view(torch.bfloat16).view(-1, 1 << 13)
     float32 = data.view(torch.float32).view(-1, 1 << 12)
@@ -568,12 +615,14 @@ def limits(side, tiny):
         "torch.mv of float32": lambda: torch.mv(float32, float32[0]),
     }
     found = {"GB/s": max((data.nbytes / best(f) / 1e9, kind) for kind, f in reads.items())}
+    if DEVICE == "cuda":  # what is read and what is written
+        found = {"GB/s": (2 * data.nbytes / best(data.clone) / 1e9, "a copy")}
     for dtype in (torch.bfloat16, torch.float32):
         rates = []
         for m, k, n in [(512, 512, 512)] if tiny else [(512, 4096, 4096), (512, 4096, 16384)]:
             x, w = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
             products = {"": lambda x=x, w=w: F.linear(x, w)}
-            if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            if dtype == torch.bfloat16 and DEVICE == "cpu" and cpu.has_bf16():
                 ordered = torch.ops.mkldnn._reorder_linear_weight(w, m)
                 products[" ordered"] = lambda x=x, w=ordered: torch.ops.mkldnn._linear_pointwise(
                     x, w, None, "none", [], ""
@@ -589,9 +638,9 @@ def limits(side, tiny):
 def best(call):
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = now()
         call()
-        times.append(time.perf_counter() - began)
+        times.append(now() - began)
     return min(times)
 
 
@@ -609,7 +658,10 @@ def serve(pipe, name, folder):
     with torch.inference_mode(), suppress(EOFError):  # that is when the parent was killed
         while True:
             task, arguments = pipe.recv()
-            pipe.send(task(side, *arguments))
+            try:
+                pipe.send(task(side, *arguments))
+            except ValueError as error:
+                pipe.send(error)
 
 
 @contextmanager
@@ -622,7 +674,10 @@ def child(name=None, folder=None):
     def ask(task, *arguments):
         pipe.send((task, arguments))
         try:
-            return pipe.recv()
+            found = pipe.recv()
+            if isinstance(found, ValueError):
+                raise found
+            return found
         except EOFError:
             process.join()
             status = process.exitcode
@@ -642,7 +697,7 @@ def child(name=None, folder=None):
 
 def in_turn(asks, repeats, task, *arguments):
     """Ask each side in turn, once untimed and then `repeats` times: {label: {side: figure}}."""
-    say(" ", task.__name__, *arguments)
+    say(" ", task, *arguments)
     found = {}
     for n in range(repeats + 1):
         for side, ask in asks.items():
@@ -673,7 +728,9 @@ def measure_model(folder, tasks, repeats, llama):
     """All of one checkpoint: {other side: {label: {side: figure}}}, and what belongs to it."""
     peaks, read, figures, alike = {}, {}, {}, {}
     folders = {side: folder for side in SIDES} | {INT4: folder.with_name(f"{folder.name}-int4")}
-    convert(folder, folders[INT4])
+    int4 = os.environ["NANOMODELS_BENCH_DEVICE"] == "cpu"
+    if int4:
+        convert(folder, folders[INT4])
     if llama:
         say("  convert to GGUF")
         with child() as ask:
@@ -700,13 +757,13 @@ def measure_model(folder, tasks, repeats, llama):
     with child(OURS, folder) as ours:  # never three at a time, for want of memory
         peaks[OURS] = ours(whole_run)
         read[OURS] = read[THEIRS] = {batch: ours(weights_read, batch) for batch in BATCHES}
-        for other in (THEIRS, INT4, LLAMA) if llama else (THEIRS, INT4):
+        for other in [THEIRS] + [INT4] * int4 + [LLAMA] * llama:
             compare(ours, OURS, other)
     if llama:
         with child(INT4, folders[INT4]) as ours:
             ours(whole_run)
             compare(ours, INT4, LLAMA_4)
-    shutil.rmtree(folders[INT4])
+    shutil.rmtree(folders[INT4], ignore_errors=True)
     return {"figures": figures, "correlation of logits": alike, "read": read}
 
 
@@ -742,6 +799,16 @@ def add_limits(found, limit):
                     rates[side] = {key: value * size for key, value in figure.items()}
                     rates[side]["share"] = rates[side]["median"] / limit["GB/s"][0]
                     figure["share"] = rates[side]["share"]
+
+
+def measure_graph(folder, repeats):
+    """Our decoding by a CUDA graph, and without: {label: {side: figure}}."""
+    with child(OURS, folder) as ours:
+        ours(load)
+        asks = {GRAPH: partial(ours, decode_graph), PLAIN: partial(ours, decode)}
+        say("  decode as a graph")
+        tables = [in_turn(asks, repeats, batch) for batch in BATCHES]
+    return tables[0] | tables[1]
 
 
 def measure_drafts(folder, repeats):
@@ -901,8 +968,7 @@ def text(x, y, words, extra=""):
 
 
 def parse_arguments(argv):
-    default = [*MODELS, "context", "drafts", "start"]
-    names = [*default, "large"]
+    names = [*MODELS, "context", "drafts", "start", "large"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -910,13 +976,19 @@ def parse_arguments(argv):
     add("--full", action="store_true", help="large shapes, too")
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--plot", type=Path, metavar="FILE.svg", help="draw the shares of the limit")
-    add("--models", default=",".join(default), metavar="NAMES", help=f"some of {', '.join(names)}")
+    add("--models", metavar="NAMES", help=f"some of {', '.join(names)}")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="[cpu]")
+    add("--graph", action="store_true", help="decoding by CUDA graphs, too [on with cuda]")
     add("--threads", type=int, metavar="N", help="[as many as torch takes]")
     add("--repeats", type=int, default=5, metavar="N", help="of each measurement [5]")
     add("--llama", action="store_true", help="beside llama.cpp, too")
     add("--tiny", action="store_true", help="tiny shapes, to see whether this program works")
     args = parser.parse_args(argv)
-    args.models = args.models.split(",")
+    args.graph |= args.device == "cuda"
+    default = names[:4] if args.device == "cuda" else names[:-1]
+    args.models = args.models.split(",") if args.models else default
+    if args.device == "cuda" and args.llama:
+        parser.error("--llama goes with --device cpu")
     if unknown := set(args.models) - set(names):
         parser.error(f"--models: unknown: {', '.join(unknown)}; known: {', '.join(names)}")
     if args.repeats < 1 or args.threads not in (None, *range(1, 1025)):
@@ -929,9 +1001,9 @@ def parse_arguments(argv):
 
 def run(args, temp):
     cpu = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].split("\n")[0]
-    now = measure_limits(args.tiny)
+    first = measure_limits(args.tiny)
     machine = (
-        f"{cpu or platform.machine()}, {now['threads']} threads; "
+        f"{cpu or platform.machine()}, {first['threads']} threads, {args.device}; "
         f"torch {version('torch')}, transformers {version('transformers')}; "
         f"{time.strftime('%Y-%m-%d %H:%M')}"
     )
@@ -939,7 +1011,7 @@ def run(args, temp):
     results = {
         "machine": machine,
         "repeats": args.repeats,
-        "limits": [now],
+        "limits": [first],
         "models": {},
         "skipped": {},
     }
@@ -990,6 +1062,10 @@ def run(args, temp):
             found |= {"what": what, "GB": size / 1e9, "limit": limit}
             results["models"][name] = found
             print_model(name, found, results.get("llama.cpp"))
+            if args.graph:
+                found["graph"] = measure_graph(folder, args.repeats)
+                rows = list(comparison(found["graph"], GRAPH, PLAIN))
+                print_table(f"## {name}: {OURS}, {GRAPH} and {PLAIN}", rows)
             if args.llama and not llama:
                 print("llama.cpp has no nanochat: skipped beside it.", flush=True)
         shutil.rmtree(folder)
@@ -1009,6 +1085,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # before torch is imported
+    os.environ["NANOMODELS_BENCH_DEVICE"] = args.device
     os.environ["HF_HUB_OFFLINE"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up then, too
