@@ -14,6 +14,7 @@ b rows, t = 1 token in a call, s columns.
 import torch
 
 from nanomodels.cache import KV, PADDING, SSM, Cache, Ids, Step
+from nanomodels.quantize import QuantizedLinear
 
 COLUMNS = 256  # of the first graph
 
@@ -84,9 +85,10 @@ class Static(Cache):
 
 def check(model):
     """Raises ValueError for a model whose steps cannot be a CUDA graph."""
-    if "E" in getattr(model.config, "layers", ""):
+    quantised = [n for n, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    if any(".experts." in name for name in quantised):
         # Which of them to call is decided on the CPU in the midst of a step.
-        raise ValueError("cuda_graph is for a model without experts")
+        raise ValueError("cuda_graph is for a model whose experts are not quantised")
     if next(model.parameters()).device.type != "cuda":
         raise ValueError("cuda_graph is for a model on CUDA")
 

@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanomodels import experts
 from nanomodels.attention import attend
 from nanomodels.cache import KV, SSM, Cache, place
 from nanomodels.config import Keys
@@ -473,13 +474,16 @@ class MoE(nn.Module):
         rows = x.flatten(0, 1)  # (r, m)
         chosen, weights = self.gate(rows)
         u = self.fc1_latent_proj(rows)
-        y = torch.zeros_like(u, dtype=weights.dtype)  # float32
-        # The r * k choices sorted by expert, so that each expert reads its weights once.
-        experts, order = chosen.flatten().sort(stable=True)
-        experts, counts = experts.unique_consecutive(return_counts=True)
-        for i, which in zip(experts.tolist(), order.split(counts.tolist()), strict=True):
-            row = which // chosen.shape[1]
-            y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[which, None])
+        if experts.fits(self.experts, x):
+            y = experts.at_once(self.experts, u, chosen, weights)  # (r, m), float32
+        else:
+            y = torch.zeros_like(u, dtype=weights.dtype)
+            # The r * k choices sorted by expert, so that each expert reads its weights once.
+            ids, order = chosen.flatten().sort(stable=True)
+            ids, counts = ids.unique_consecutive(return_counts=True)
+            for i, which in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
+                row = which // chosen.shape[1]
+                y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[which, None])
         y = self.fc2_latent_proj(y.type_as(u))
         return y.view_as(x) + self.shared_experts(x)
 

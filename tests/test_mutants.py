@@ -257,6 +257,10 @@ MUTANTS = {
         "u = self.fc1_latent_proj(rows)\n"
         "        chosen, weights = self.gate(F.pad(u, (0, rows.shape[1] - u.shape[1])))",
     ),
+    "experts whose rows change places": ("experts.py", "[order.argsort()]", ""),
+    "experts that lose their first row": ("experts.py", "right=True", "right=False"),
+    "experts that are trained in vain": ("experts.py", "torch.is_grad_enabled() and", "False and"),
+    "experts that are moved for nothing": ("experts.py", "linear.weight.data = weight", "pass"),
     "2026: a window a token too short": (
         "nanochat_2026.py",
         "(key >= query - window)",
