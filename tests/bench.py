@@ -35,8 +35,8 @@ order, as after a text's first tokens (nanomodels/fast.py), but in `load`.
 --llama adds llama.cpp for the models that it has, Nemotron and Nemotron-H: in bf16 beside ours, and
 in Q4_0, head included, beside ours in int4. It reads the same weights from GGUF files, mapped, and
 has as many threads as torch, batches of up to 512 tokens, and its own defaults for the rest. The
-time in which it makes a context is counted in `load` alone. Its memory includes torch, which the
-tasks need. On CPUs with AMX its Q4_0 goes without, as it would crash; bf16 uses none anyway.
+time in which it makes a context counts in `load` alone. Its memory includes torch, which the tasks
+need. It makes no use of AMX: for bf16 it has no code, and its code for Q4_0 crashes in many builds.
 
 --device cuda measures the four models there, and --graph (ours as with --cuda-graph beside ours
 without). Limits are the rate of a copy and of products, memory is the most allocated. There is no
@@ -374,8 +374,8 @@ class Llama:
         for piece in ids.split(PIECE // len(ids), dim=1):
             self.read(piece.tolist(), length)
             length += piece.shape[1]
-        model = self.api.llama_model_get_vocab(self.model)
-        shape = len(ids), self.api.llama_vocab_n_tokens(model)
+        vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+        shape = len(ids), vocab
         logits = numpy.ctypeslib.as_array(self.api.llama_get_logits(self.context), shape)
         return torch.from_numpy(logits), length
 
@@ -400,8 +400,8 @@ class Llama4(Llama):
     def model_params(self):
         params = super().model_params()
         if b"AMX_INT8 = 1" in self.api.llama_print_system_info():
-            # Its AMX products crash in many builds (llama.cpp issue 20824): have the matrices laid
-            # out for AVX instead, as on a CPU without AMX, by a pattern and its buffer type.
+            # Its AMX code crashes in many builds (llama.cpp issue 20824): have the matrices laid
+            # out for AVX, as on a CPU without AMX, by a pattern and a buffer type.
             find = ctypes.CDLL("libggml-cpu.so.0")._Z35ggml_backend_cpu_repack_buffer_typev
             find.restype = ctypes.c_void_p
             pattern = ctypes.cast(self.matrices, ctypes.c_void_p)
@@ -566,7 +566,7 @@ def weights_read(side, batch):
 
 
 def file_read(side, share):
-    """Bytes of a GGUF file that a step reads, and of its experts just a share."""
+    """Bytes of a GGUF file that a step reads; of the experts it reads a share."""
     from gguf import GGUFReader
 
     tensors = GGUFReader(side.folder / side.file).tensors
@@ -1067,7 +1067,8 @@ def run(args, temp):
                 rows = list(comparison(found["graph"], GRAPH, PLAIN))
                 print_table(f"## {name}: {OURS}, {GRAPH} and {PLAIN}", rows)
             if args.llama and not llama:
-                print("llama.cpp has no nanochat: skipped beside it.", flush=True)
+                results["skipped"][f"{name}, {LLAMA}"] = "it has no nanochat"
+                print(f"\n## {name}, {LLAMA}: skipped, it has no nanochat", flush=True)
         shutil.rmtree(folder)
         write(args, results)
     write(args, results)
