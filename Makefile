@@ -18,7 +18,7 @@ demo: .venv/demo
 	$(BIN)/python generate.py "What is the capital of France?"
 
 test: .venv/test
-	$(PYTEST)
+	$(PYTEST) $(if $(DEVICE),--device $(DEVICE))
 	@echo "once more, what depends on the kind of CPU, as on a smaller one:"
 	ATEN_CPU_CAPABILITY=$(SMALLER) ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m kernels
 

@@ -42,6 +42,11 @@ def inputs(seed, b, h, g, t, s, d, masked):
     return q, k, v, mask
 
 
+def on(device, *inputs):
+    """`attend` there, its result brought back."""
+    return attend(*(None if x is None else x.to(device) for x in inputs)).cpu()
+
+
 @settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
@@ -55,27 +60,31 @@ def inputs(seed, b, h, g, t, s, d, masked):
     rows=st.sampled_from([1, 4, 64]),
     scores=st.sampled_from([1, 100, 1000, 1 << 23]),
 )
-def test_attention_is_its_formula(seed, b, g, share, t, before, masked, block, rows, scores):
+def test_attention_is_its_formula(
+    device, seed, b, g, share, t, before, masked, block, rows, scores
+):
     q, k, v, mask = inputs(seed, b, g * share, g, t, t + before, 8, masked)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK", block)
         patch.setattr(attention, "MIN_ROWS", rows)
         patch.setattr(attention, "MAX_SCORES", scores)
-        found = attend(q, k, v, mask)
+        found = on(device, q, k, v, mask)
     torch.testing.assert_close(found.double(), reference(q, k, v, mask), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("t", "s"), [(1, 150), (64, 64), (65, 65), (150, 150), (130, 200)])
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_bfloat16_is_rounded_where_it_is_given_and_taken(monkeypatch, t, s, masked, has_bf16):
+def test_bfloat16_is_rounded_where_it_is_given_and_taken(
+    device, monkeypatch, t, s, masked, has_bf16
+):
     """Scores and softmax in float32: about as near to the formula as that rounding allows."""
     monkeypatch.setattr(attention.cpu, "has_amx", lambda: False)
     monkeypatch.setattr(attention.cpu, "has_bf16", lambda: has_bf16)
     q, k, v, mask = inputs(1, 2, 6, 2, t, s, 32, masked)
     q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
     expected, rounded = reference(q, k, v, mask), reference(q, k, v, mask, torch.bfloat16)
-    found = attend(q, k, v, mask)
+    found = on(device, q, k, v, mask)
     assert found.dtype == torch.bfloat16 and found.shape == q.shape
     errors = [(y.double() - expected).pow(2).mean().sqrt() for y in (found, rounded)]
     assert errors[0] < 1.2 * errors[1]  # with scores in bfloat16 it is 3

@@ -202,6 +202,7 @@ def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, fam
         close(torch.cat([ours(piece, cache=cache) for piece in ids.split(5, 1)], 1), ours(ids))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family):
     theirs = FAMILIES[family](0)

@@ -205,7 +205,7 @@ def test_settings_out_of_range_are_refused_before_anything_runs(model, kwargs, w
 
 @settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(st.data())
-def test_probabilities_are_those_of_transformers(data):
+def test_probabilities_are_those_of_transformers(device, data):
     rng = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     size = data.draw(st.integers(2, 60))
     logits = torch.randn(3, size, generator=rng) * data.draw(st.floats(0.1, 9))
@@ -234,16 +234,16 @@ def test_probabilities_are_those_of_transformers(data):
         repetition_penalty=penalty,
     )
     seen = torch.zeros(3, size, dtype=torch.bool).scatter(1, text, True)
-    found = sampler.probabilities(sampler.penalise(logits, seen))
+    found = sampler.probabilities(sampler.penalise(logits.to(device), seen.to(device))).cpu()
     torch.testing.assert_close(found, scores.softmax(-1), rtol=1e-4, atol=1e-6)
 
 
-def test_tokens_are_drawn_with_their_probabilities():
+def test_tokens_are_drawn_with_their_probabilities(device):
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]])
     generator = [torch.Generator().manual_seed(0)]
-    counts = torch.zeros(6)
+    counts, there = torch.zeros(6), probabilities.to(device)
     for _ in range(20000):
-        counts[draw(probabilities, generator)] += 1
+        counts[draw(there, generator).cpu()] += 1
     assert counts[[0, 2, 5]].sum() == 0
     assert (counts / 20000 - probabilities[0]).abs().max() < 0.015  # four standard deviations
 

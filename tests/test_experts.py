@@ -14,7 +14,7 @@ from nanomodels import experts, nemotron_h, quantize
 WAYS = ["gathered", "grouped"] if hasattr(F, "grouped_mm") else ["gathered"]  # torch 2.10
 
 
-def layer(seed=0, **changes):
+def layer(device, seed=0, **changes):
     """A layer with random weights; sizes are multiples of 8, as F.grouped_mm wants them."""
     hub = {
         **{"hybrid_override_pattern": "E", "hidden_size": 24, "n_routed_experts": 12},
@@ -25,17 +25,17 @@ def layer(seed=0, **changes):
     rng = torch.Generator().manual_seed(seed)
     for parameter in moe.parameters():
         parameter.normal_(generator=rng).mul_(parameter.shape[-1] ** -0.5)
-    return moe
+    return moe.to(device)
 
 
-def rows(*shape, seed=1):
-    return torch.randn(*shape, 24, generator=torch.Generator().manual_seed(seed))
+def rows(device, *shape, seed=1):
+    return torch.randn(*shape, 24, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def at_once(moe, x, way):
-    """The layer's output, its experts called at once, on whatever device."""
+def output(way, moe, x):
+    """The layer's output, its experts called by the loop or at once, in one way or the other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experts, "fits", lambda *_: True)
+        patch.setattr(experts, "fits", lambda *_: way != "loop")
         patch.setattr(experts, "has_grouped", lambda _: way == "grouped")
         return moe(x)
 
@@ -56,33 +56,27 @@ def close(found, expected, limit=1e-5):
     latent=st.sampled_from([None, 8]),
     uneven=st.sampled_from([0, 1, 100]),
 )
-def test_the_numbers_are_those_of_the_loop(way, seed, b, t, chosen, groups, latent, uneven):
+def test_the_numbers_are_those_of_the_loop(device, way, seed, b, t, chosen, groups, latent, uneven):
     """Also where some experts are chosen by all tokens, and others by none."""
-    n_group, topk_group = groups
-    moe = layer(
-        seed,
-        num_experts_per_tok=chosen,
-        n_group=n_group,
-        topk_group=topk_group,
-        moe_latent_size=latent,
-    )
+    sizes = {"num_experts_per_tok": chosen, "moe_latent_size": latent}
+    moe = layer(device, seed, n_group=groups[0], topk_group=groups[1], **sizes)
     moe.gate.e_score_correction_bias.mul_(uneven)
-    x = rows(b, t, seed=seed)
-    close(at_once(moe, x, way), moe(x))
+    x = rows(device, b, t, seed=seed)
+    close(output(way, moe, x), output("loop", moe, x))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_is_rounded_as_in_the_loop(way):
-    moe, x = layer(moe_intermediate_size=128), rows(4, 50)
-    exact, moe, x = moe(x.bfloat16().float()), moe.bfloat16(), x.bfloat16()
-    errors = [(y - exact).square().mean() for y in (at_once(moe, x, way), moe(x))]
+def test_bfloat16_is_rounded_as_in_the_loop(device, way):
+    moe, x = layer(device, moe_intermediate_size=128), rows(device, 4, 50).bfloat16()
+    exact, moe = output("loop", moe, x.float()), moe.bfloat16()
+    errors = [(output(each, moe, x) - exact).square().mean() for each in (way, "loop")]
     assert 0 < errors[0] <= 1.1 * errors[1]
 
 
-def test_weights_are_moved_into_one_tensor_and_stay_what_they_are():
-    moe, x = layer(), rows(2, 3)
+def test_weights_are_moved_into_one_tensor_and_stay_what_they_are(device):
+    moe, x = layer(device), rows(device, 2, 3)
     before = {name: weight.clone() for name, weight in moe.state_dict().items()}
-    expected = at_once(moe, x, "gathered")
+    expected = output("gathered", moe, x)
     for name in ("up_proj", "down_proj"):
         weights = [getattr(expert, name).weight for expert in moe.experts]
         stack = experts.stacked(moe.experts, name)
@@ -92,58 +86,59 @@ def test_weights_are_moved_into_one_tensor_and_stay_what_they_are():
     after = moe.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert torch.equal(moe(x), layer()(x))
     moe.experts[5].up_proj.weight.zero_(), moe.experts[7].down_proj.weight.mul_(2)
-    close(at_once(moe, x, "gathered"), moe(x))  # a change in place is seen
-    assert (at_once(moe, x, "gathered") - expected).abs().max() > 1e-3
+    close(output("gathered", moe, x), output("loop", moe, x))  # a change in place is seen
+    assert (output("gathered", moe, x) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
     "change",
-    [copy.deepcopy, lambda moe: copy.deepcopy(moe).double().float(), lambda moe: moe.cpu()],
+    [copy.deepcopy, lambda moe: copy.deepcopy(moe).double().float(), lambda moe: moe.float()],
+    ids=["copied", "cast and back", "the same"],
 )
-def test_copies_and_casts_are_stacked_again(change):
-    moe, x = layer(), rows(2, 3)
-    at_once(moe, x, "gathered")
+def test_copies_and_casts_are_stacked_again(device, change):
+    moe, x = layer(device), rows(device, 2, 3)
+    expected = output("gathered", moe, x)
     other = change(moe)
-    close(at_once(other, x, "gathered"), other(x))
+    close(output("gathered", other, x), expected)
     for expert in other.experts:
         expert.up_proj.weight.mul_(3)
-    close(at_once(other, x, "gathered"), other(x))
+    close(output("gathered", other, x), output("loop", other, x))
+    assert (output("gathered", other, x) - expected).abs().max() > 1e-3
     if other is not moe:
-        close(at_once(moe, x, "gathered"), layer()(x))
-        assert (other(x) - moe(x)).abs().max() > 1e-3
+        close(output("gathered", moe, x), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stack_made_in_inference_mode_serves_outside_it(way):
-    x, moe = rows(2, 4), layer()
+def test_a_stack_made_in_inference_mode_serves_outside_it(device, way):
+    moe, x = layer(device), rows(device, 2, 4)
     with torch.inference_mode():
-        loaded_there, expected = layer(), moe(x)
-        at_once(loaded_there, x, way), at_once(moe, x, way)
-    for each in (loaded_there, moe):
-        close(at_once(each, x, way), expected)
-        close(each(x), expected)
+        made_there = layer(device)
+        expected = output("loop", moe, x)
+        output(way, made_there, x), output(way, moe, x)
+    for each in (made_there, moe):
+        close(output(way, each, x), expected)
+        close(output("loop", each, x), expected)
     grads = []
-    for call in (lambda x: at_once(moe, x, way), moe):
+    for each in (way, "loop"):
         leaf = x.clone().requires_grad_()
-        call(leaf).square().sum().backward()
+        output(each, moe, leaf).square().sum().backward()
         grads.append(leaf.grad)
     close(*grads, 1e-4)
 
 
-def test_weights_are_trained_between_calls():
-    moe, x = layer().requires_grad_(), rows(2, 3)
+def test_weights_are_trained_between_calls(device):
+    moe, x = layer(device).requires_grad_(), rows(device, 2, 3)
     with torch.no_grad():
-        before = at_once(moe, x, "gathered")
+        before = output("gathered", moe, x)
     moe(x).square().sum().backward()
     weights = [expert.up_proj.weight for expert in moe.experts]
     assert all(weight.is_leaf and weight.requires_grad for weight in weights)
     with torch.no_grad():
         for weight in weights:
             weight.sub_(0.1 * (0 if weight.grad is None else weight.grad))
-        after = at_once(moe, x, "gathered")
-        close(after, moe(x))
+        after = output("gathered", moe, x)
+        close(after, output("loop", moe, x))
         assert (after - before).abs().max() > 1e-3
 
 
@@ -151,15 +146,30 @@ def test_weights_are_trained_between_calls():
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_nothing_is_read_back(way, tokens):
     """On the meta device no number can be read."""
-    moe = layer(n_group=3, topk_group=2).bfloat16().to("meta")
-    x = rows(2, tokens).bfloat16().to("meta")
+    moe = layer("meta", n_group=3, topk_group=2).bfloat16()
+    x = rows("meta", 2, tokens).bfloat16()
     for _ in range(2):
-        assert at_once(moe, x, way).shape == x.shape
+        assert output(way, moe, x).shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_a_step_waits_for_nothing(device, dtype):
+    if device.type != "cuda":
+        pytest.skip("for --device cuda")
+    moe, x = layer(device).to(dtype), rows(device, 3, 1).to(dtype)
+    expected = moe(x)  # this call stacks
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = moe(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+    close(found, output("loop", moe, x), 1e-5 if dtype == torch.float32 else 0.02)
 
 
 def test_the_loop_stays_where_it_is_better_or_alone_possible():
-    moe, one, many = layer(), rows(3, 1), rows(1, 3)
-    assert not experts.fits(moe.experts, one)  # on a CPU
+    moe, one, many = layer("cpu"), rows("cpu", 3, 1), rows("cpu", 1, 3)
+    assert not experts.fits(moe.experts, one)
     moe, one, many = moe.to("meta"), one.to("meta"), many.to("meta")
     assert experts.fits(moe.experts, one)
     assert not experts.fits(moe.experts, many)  # that would be a copy of a weight for each choice

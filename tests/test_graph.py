@@ -47,7 +47,7 @@ def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ra
     monkeypatch.setattr(steps, "capture", lambda: (captures.append(cache.length), capture()))
     for n in range(prompt, prompt + 35):
         expected = model(ids[:, n : n + 1], cache=plain)
-        found = steps(ids[:, n : n + 1])
+        found = steps(ids[:, n : n + 1]).cpu()
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
         same_cache(cache, plain)
     assert captures == [n for n in (prompt, 4, 8, 16, 32) if n >= prompt]
@@ -92,7 +92,7 @@ def test_what_was_taken_back_is_not_seen(model):
     for token in (7, 8):
         token = torch.tensor([[token]])
         expected = model(token, cache=fresh)
-        assert (steps(token) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert (steps(token).cpu() - expected).abs().max() <= 1e-5 * expected.abs().max()
     same_cache(cache, fresh)
     with pytest.raises(ValueError, match="from before it was changed by hand"):
         cache.back(mark)
@@ -148,7 +148,7 @@ def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, m
 
 def test_what_cannot_be_a_graph_is_refused(model, monkeypatch):
     with pytest.raises(ValueError, match="is for a model on CUDA"):
-        nanomodels.generate(model, [1], cuda_graph=True)
+        nanomodels.generate(copy.deepcopy(model).cpu(), [1], cuda_graph=True)
     quantised = nanomodels.load(TINY, quantize="int8")
     with pytest.raises(ValueError, match="is for a model whose experts are not quantised"):
         nanomodels.generate(quantised, [1], cuda_graph=True)

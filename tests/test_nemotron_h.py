@@ -111,7 +111,7 @@ def relative(found, expected):
     st.sampled_from([1, 4, 8, 16, 64]),
     st.sampled_from([(1e-4, 1e-4), (1e-4, 10), (1e-3, 0.1), (1, 10), (10, 10)]),
 )
-def test_the_scan_is_the_recurrence(seed, b, t, g, heads_a_group, chunk, dts):
+def test_the_scan_is_the_recurrence(device, seed, b, t, g, heads_a_group, chunk, dts):
     rng = torch.Generator().manual_seed(seed)
     h, p, n = g * heads_a_group, 5, 7
     x, B, C = (torch.randn(b, t, *s, generator=rng) for s in ((h, p), (g, n), (g, n)))
@@ -119,6 +119,7 @@ def test_the_scan_is_the_recurrence(seed, b, t, g, heads_a_group, chunk, dts):
     dt = (torch.rand(b, t, h, generator=rng) * (high - low) + low).exp()
     A = -(torch.randn(h, generator=rng) * 2).exp()
     state = torch.randn(b, h, p, n, generator=rng)
+    x, dt, A, B, C, state = (tensor.to(device) for tensor in (x, dt, A, B, C, state))
     before = state.clone()
     y, after = nemotron_h.ssd(x, dt, A, B, C, state, chunk)
     expected, last = recurrence(x, dt, A, B, C, state)
@@ -178,6 +179,7 @@ def test_memory_of_the_scan_is_linear_and_a_short_prompt_pays_for_no_whole_chunk
         assert largest <= size
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
 def test_what_a_long_prompt_needs_beside_the_cache(tmp_path, kind):
     """Mamba layers: the same for any length. Attention: one piece's mask, a byte for each token."""
@@ -209,7 +211,7 @@ def mixer_by_the_token(mixer, config, u):
     dt = torch.log1p((dt + weights["dt_bias"]).exp()).clamp(low, high)
     x = x.unflatten(-1, (config.mamba_num_heads, -1))
     B, C = (tensor.unflatten(-1, (config.n_groups, -1)) for tensor in (B, C))
-    state = torch.zeros(len(u), *x.shape[2:], config.ssm_state_size)
+    state = u.new_zeros(len(u), *x.shape[2:], config.ssm_state_size)
     y, _ = recurrence(x, dt, -weights["A_log"].exp(), B, C, state)
     y = (y + weights["D"][:, None] * x).flatten(2) * F.silu(z)
     parts = y.chunk(config.n_groups, -1)
@@ -239,7 +241,7 @@ def close(found, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("limit", [(0.0, math.inf), (0.01, 0.5)], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_dt_has_the_limits_of_the_config_in_every_path(tmp_path, limit, groups):
+def test_dt_has_the_limits_of_the_config_in_every_path(device, tmp_path, limit, groups):
     """H1, H8, H27: small and large dt; in one pass, in pieces and by the token; parts unequal."""
     model = ours(
         tmp_path,
@@ -250,13 +252,13 @@ def test_dt_has_the_limits_of_the_config_in_every_path(tmp_path, limit, groups):
         time_step_limit=limit,
     )
     mixer = model.layers[0].mixer
-    wanted = torch.tensor([1e-4, 1e-3, 5e-3, 0.05, 0.3, 1.0, 3.0, 10.0])
+    wanted = torch.tensor([1e-4, 1e-3, 5e-3, 0.05, 0.3, 1.0, 3.0, 10.0], device=device)
     mixer.dt_bias.data = wanted.expm1().log()  # softplus of it is what is wanted
     mixer.in_proj.weight.data[-8:] *= 0.01
     channels = mixer.in_proj.weight.shape[0] // 2
     mixer.in_proj.weight.data[: channels // 2] *= 30  # some groups far larger than others
     u = torch.randn(2, 41, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
-    step = nanomodels.cache.place(None, None, 2, 41, "cpu")
+    u, step = u.to(device), nanomodels.cache.place(None, None, 2, 41, device)
     expected = mixer_by_the_token(mixer, model.config, u)
     close(mixer(u, step, None), expected)
     for size in (1, 3, 17):
@@ -265,7 +267,7 @@ def test_dt_has_the_limits_of_the_config_in_every_path(tmp_path, limit, groups):
             found.append(mixer(piece, step, entry))
             entry.commit()
         close(torch.cat(found, 1), expected)
-    free = nemotron_h.Mamba(model.config)
+    free = nemotron_h.Mamba(model.config).to(device)
     free.load_state_dict(mixer.state_dict())
     free.time_step_limit = (0.0, math.inf)
     same = (free(u, step, None) - mixer(u, step, None)).abs().max() == 0
@@ -476,7 +478,7 @@ def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
         assert found.keys() == exact.keys()
         for name, parameter in found.items():
             assert parameter.dtype == torch.float32
-            assert torch.equal(parameter, exact[name])
+            assert torch.equal(parameter.cpu(), exact[name])
         cache = model.new_cache(2, 30)
         for piece in ids_of(model, 2, 30).split([20, 1, 9], 1):
             model(piece, cache=cache)
@@ -491,7 +493,7 @@ def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
     assert [type(entry) for entry in cache.entries] == [SSM, type(None), KV, SSM, type(None)]
 
 
-def test_what_the_scan_is_given_is_float32_in_a_bf16_model(tmp_path, monkeypatch):
+def test_what_the_scan_is_given_is_float32_in_a_bf16_model(device, tmp_path, monkeypatch):
     """H10: dt to the last bit; a sum or a softplus in bf16 would show."""
     model = ours(tmp_path, 11, **HYBRID, time_step_limit=(0.0, math.inf)).bfloat16()
     seen, ssd = [], nemotron_h.ssd
@@ -502,8 +504,8 @@ def test_what_the_scan_is_given_is_float32_in_a_bf16_model(tmp_path, monkeypatch
 
     monkeypatch.setattr(nemotron_h, "ssd", spy)
     mixer = model.layers[0].mixer
-    u = torch.randn(1, 5, model.config.hidden_size).bfloat16()
-    mixer(u, nanomodels.cache.place(None, None, 1, 5, "cpu"), None)
+    u = torch.randn(1, 5, model.config.hidden_size).bfloat16().to(device)
+    mixer(u, nanomodels.cache.place(None, None, 1, 5, device), None)
     assert [a.dtype for a in seen[0]] == [torch.float32] * 6
     dt = mixer.in_proj(u)[..., -model.config.mamba_num_heads :].float()
     assert torch.equal(seen[0][1], F.softplus(dt + mixer.dt_bias))
@@ -695,6 +697,7 @@ def test_an_expert_too_many_or_too_few_is_named(tmp_path):
             nanomodels.load(tmp_path)
 
 
+@pytest.mark.cpu
 def test_stacked_experts_are_views_of_the_mapped_tensor(tmp_path):
     random_nemotron_h(11, **HYBRID).save_pretrained(tmp_path, save_original_format=False)
     experts = nanomodels.load(tmp_path).layers[1].mixer.experts

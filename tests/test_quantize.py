@@ -47,10 +47,10 @@ def by_hand(packed):
     return w * scale.T + zero.T
 
 
-def linear(weight, scheme, bias=None, dtype=torch.float32):
+def linear(weight, scheme, bias=None, dtype=torch.float32, device="cpu"):
     n, k = weight.shape
     module = QuantizedLinear(k, n, bias, scheme)
-    module.take(quantize.quantize(weight, scheme), "cpu", dtype)
+    module.take(quantize.quantize(weight, scheme), device, dtype)
     return module
 
 
@@ -69,12 +69,12 @@ def test_int4_codes_are_packed_and_unpacked(n, k, seed):
 
 @given(sizes, sizes, seeds, st.sampled_from(quantize.SCHEMES))
 @settings(max_examples=examples(10), deadline=None)
-def test_a_whole_weight_is_what_its_bytes_say(n, k, seed, scheme):
+def test_a_whole_weight_is_what_its_bytes_say(device, n, k, seed, scheme):
     packed = quantize.quantize(normal(n, k, seed=seed), scheme)
     exact = by_hand(packed)
-    assert_close(packed.to("cpu", torch.float32), exact, 1e-6)
+    assert_close(packed.to(device, torch.float32).cpu(), exact, 1e-6)
     for dtype in (torch.bfloat16, torch.float16):
-        found = packed.to(torch.device("cpu"), dtype)
+        found = packed.to(device, dtype).cpu()
         assert found.dtype == dtype and found.is_contiguous()
         # Each number rounded once, of float32 that may be off by its own last bit.
         error = (found.double() - exact).abs()
@@ -161,12 +161,14 @@ def test_both_routes_are_the_product_with_the_weight(monkeypatch, block, scheme,
 
 @pytest.mark.parametrize("scheme", quantize.SCHEMES)
 @pytest.mark.parametrize(("dtype", "limit"), LIMITS)
-def test_the_kernel_of_this_cpu_is_the_product_with_the_weight(scheme, dtype, limit):
+def test_what_runs_here_is_the_product_with_the_weight(device, scheme, dtype, limit):
+    """The kernel of this CPU, or what --device has."""
     weight = normal(256, 320)
-    exact, module = by_hand(quantize.quantize(weight, scheme)), linear(weight, scheme, dtype=dtype)
+    exact = by_hand(quantize.quantize(weight, scheme))
+    module = linear(weight, scheme, dtype=dtype, device=device)
     for rows in (1, 2, 5, 31, 40, 95, 100):
         x = normal(rows, 320, seed=rows).to(dtype)
-        assert_close(module(x), x.double() @ exact.T, limit)
+        assert_close(module(x.to(device)).cpu(), x.double() @ exact.T, limit)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -441,7 +443,7 @@ def test_perplexity_on_held_out_text_stays(name, held_out, limits):
         for full, module in quantize.eligible(small):
             n, k = module.weight.shape
             new = QuantizedLinear(k, n, module.bias, scheme)
-            new.take(quantize.quantize(module.weight.data, scheme), "cpu", torch.bfloat16)
+            new.take(module.weight.data, module.weight.device, torch.bfloat16)
             small.set_submodule(full, new)
         rise = math.exp(loss(small, ids, targets) - before) - 1
         assert -limit <= rise <= limit, f"{scheme}: {rise:+.3%}"
