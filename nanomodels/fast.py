@@ -28,19 +28,38 @@ from torch import nn
 from nanomodels import cpu
 
 LARGE = 1 << 20  # numbers; smaller weights stay in the CPU's cache, and call overhead would show
-PIECE = 1 << 26  # numbers that FBGEMM packs at a time, from a float32 copy
+PIECE = 1 << 26  # numbers that are packed at a time, so that little is in memory twice
 
 
-class OneDNN:
-    """y = x w^T + bias with a bfloat16 weight in oneDNN's blocked layout."""
+class Kernel:
+    """y = x w^T + bias with a packed weight; the pages of a mapped weight are given back."""
+
+    def __init__(self, weight, bias):
+        rows = max(1, PIECE // weight.shape[1])
+        self.pieces = []
+        for first in range(0, len(weight), rows):
+            some = slice(first, first + rows)
+            self.pieces.append((self.pack(weight[some]), None if bias is None else bias[some]))
+            cpu.release(weight[some])
+
+    def __call__(self, x):
+        """x (..., in) -> (..., out)."""
+        y = [self.product(x, weight, bias) for weight, bias in self.pieces]
+        return torch.cat(y, -1) if len(y) > 1 else y[0]
+
+
+class OneDNN(Kernel):
+    """A bfloat16 weight in oneDNN's blocked layout."""
 
     wait = 16  # work of F.linear after which prepacking pays
 
-    def __init__(self, weight, bias):
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
+    @staticmethod
+    def pack(weight):
+        return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
 
-    def __call__(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    @staticmethod
+    def product(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def fits(weight):
@@ -52,21 +71,20 @@ class OneDNN:
         return 1
 
 
-class FBGEMM:
-    """y = x w^T + bias with a float16 weight in FBGEMM's layout, x and sums in float32."""
+class FBGEMM(Kernel):
+    """A float16 weight in FBGEMM's layout, x and sums in float32."""
 
     wait = 256
 
-    def __init__(self, weight, bias):
-        pieces = weight.split(max(1, PIECE // weight.shape[1]))
-        prepack = torch.ops.quantized.linear_prepack_fp16
-        self.pieces, self.bias = [prepack(piece.float(), None) for piece in pieces], bias
+    @staticmethod
+    def pack(weight):
+        return torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
 
-    def __call__(self, x):
-        rows, product = x.reshape(-1, x.shape[-1]).float(), torch.ops.quantized.linear_dynamic_fp16
-        y = [product(rows.contiguous(), piece) for piece in self.pieces]
-        y = torch.cat(y, -1) if len(y) > 1 else y[0]
-        y = y if self.bias is None else y + self.bias
+    @staticmethod
+    def product(x, weight, bias):
+        rows = x.reshape(-1, x.shape[-1]).float().contiguous()
+        y = torch.ops.quantized.linear_dynamic_fp16(rows, weight)
+        y = y if bias is None else y + bias
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -124,7 +142,6 @@ class FastLinear(nn.Linear):
         """Have the kernel take the weight, if it can."""
         if self.kernel.fits(self.weight):
             self.packed = self.kernel(self.weight, self.bias)
-            cpu.release(self.weight)
         else:
             self.kernel = None
 

@@ -335,7 +335,7 @@ MUTANTS = {
     "a float16 that overflows": ("fast.py", "(most <= torch.finfo(torch.float16).max) & ", ""),
     "a float16 of small numbers": ("fast.py", "(most >= 2**-13)", "(most >= 2**-30)"),
     "packed rows in another order": ("fast.py", "torch.cat(y, -1)", "torch.cat(y[::-1], -1)"),
-    "a bias that is lost": ("fast.py", "y if self.bias is None else y + self.bias", "y"),
+    "a bias that is lost": ("fast.py", "y if bias is None else y + bias", "y"),
     "float32 into bfloat16's kernel": ("fast.py", "or x.dtype != self.weight.dtype", ""),
     "a prompt that waits for the kernel": ("fast.py", "return rows\n", "return 1\n"),
     "written pages given back": ("cpu.py", "| (flags & 1 == 1)", "| (flags & 1 < 2)"),
