@@ -122,7 +122,7 @@ def test_memory_is_kept_for_the_next_call():
         env = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "131072"}
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         faults[how] = int(run.stdout)
-    assert faults["keep"] < 3000 < 10000 < faults["default"]
+    assert faults["keep"] < faults["default"] / 2 > 5000
 
 
 def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
