@@ -216,8 +216,8 @@ def random_weight(name, shape, dtype, noise):
     import torch
 
     if name.endswith("weight_scale"):  # and zero; codes are any bytes
-        scale = torch.tensor([64**-0.5 / 8, 0.0], dtype=torch.bfloat16)
-        return scale.expand(shape).clone()
+        size = (64 * shape[0]) ** -0.5 / 4.6  # else nan would choose the experts
+        return torch.tensor([size, size / 2]).bfloat16().expand(shape).clone()
     if name.endswith("A_log"):
         return torch.linspace(0, math.log(16), *shape)
     if name.endswith("dt_bias"):
