@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from nanomodels.files import one_line, say
+from nanomodels.text.files import one_line, say
 
 EXAMPLES = """examples:
   python convert_hf.py ~/models/Minitron-4B-Base
@@ -68,7 +68,7 @@ def main(argv=None):
     args = parse_arguments(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as after Ctrl-C: tidily
     try:
-        from nanomodels.convert import convert
+        from nanomodels.checkpoint.convert import convert
 
         convert(args, WEIGHTS)
     except KeyboardInterrupt:

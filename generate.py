@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanomodels.files import one_line, read_json, read_text, say
+from nanomodels.text.files import one_line, read_json, read_text, say
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -126,11 +126,11 @@ def run(args):
     import torch
 
     from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint import left_out
+    from nanomodels.checkpoint.loading import left_out
     from nanomodels.cpu import keep_memory
+    from nanomodels.generation.sampling import Sampler
+    from nanomodels.linears.quantized import parameter_count
     from nanomodels.nanochat import GENERATION_CONFIG
-    from nanomodels.quantize import parameter_count
-    from nanomodels.sampling import Sampler
 
     device = args.device
     if device == "auto":
@@ -334,7 +334,7 @@ class Row:
     """One text in the making."""
 
     def __init__(self, tokenizer, stop, prompt, room):
-        from nanomodels.decoding import Splitter, TextStream
+        from nanomodels.generation.decoding import Splitter, TextStream
 
         self.room = room  # tokens until the context is full
         self.splitter = None if prompt.thinking is None else Splitter(prompt.thinking)

@@ -6,10 +6,10 @@ The names below are imported when they are first used, so that `import nanomodel
 import importlib
 
 HOMES = {
-    "load": "nanomodels.checkpoint",
-    "Tokenizer": "nanomodels.tokenizer",
-    "generate": "nanomodels.decoding",
-    "generate_batch": "nanomodels.decoding",
+    "load": "nanomodels.checkpoint.loading",
+    "Tokenizer": "nanomodels.text.tokenizer",
+    "generate": "nanomodels.generation.decoding",
+    "generate_batch": "nanomodels.generation.decoding",
 }
 __all__ = list(HOMES)
 

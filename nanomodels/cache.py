@@ -99,7 +99,7 @@ class SSM:
 class Step:
     """Where the tokens of one call stand, and what each of them may look at."""
 
-    start: int  # the first column that they take; in a graph.Static a tensor (1,)
+    start: int  # the first column that they take; in a cuda_graph.Static a tensor (1,)
     positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
     # (b, 1, t, s) True where a token may look; None: each at all before it and at itself.
     mask: torch.Tensor | None
@@ -123,7 +123,7 @@ class Cache:
     An entry is a KV, an SSM, or None for a block that keeps nothing; Ids may stand behind them all.
     """
 
-    static = False  # a graph.Static places its tokens itself
+    static = False  # a cuda_graph.Static places its tokens itself
 
     def __init__(self, entries, batch, max_length, device):
         self.entries = entries

@@ -6,7 +6,7 @@ Each side is a process that stays alive; they are asked in turn, one at a time: 
 theirs, ... once untimed, then --repeats times. Figures are medians (least-most); a gain is how many
 times faster, or smaller, the first side is. int4 and bf16 take turns, too, once theirs is gone;
 int4 is what convert_hf.py --quantize int4 --quantize-head writes. Ours has its large linears in
-order, as after a text's first tokens (nanomodels/fast.py), but in `load`.
+order, as after a text's first tokens (nanomodels/linears/prepacked.py), but in `load`.
 
     read      the best rate, of several ways, at which 1 GB is read once
     matrix    the best rate of a bf16 product as in a prefill of 512 tokens. Both are measured
@@ -158,7 +158,8 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     import torch
     from safetensors.torch import save_file
 
-    from nanomodels import checkpoint, quantize
+    from nanomodels.checkpoint import loading
+    from nanomodels.linears import quantized
 
     if isinstance(source, str):
         source = json.loads((ROOT / "tests" / "data" / "configs" / source).read_text())
@@ -168,11 +169,11 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     config.pop("auto_map", None)  # code on the Hub
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    architecture, model = checkpoint.build(folder, config)
+    architecture, model = loading.build(folder, config)
     scheme = config.get("nanomodels", {}).get("quantize")
     if scheme:  # as convert_hf.py writes it, with the parameters' own names
-        quantize.replace(model, scheme, lm_head=True)
-        hub_names = {checkpoint.pattern(name): name for name, _ in model.named_parameters()}
+        quantized.replace(model, scheme, lm_head=True)
+        hub_names = {loading.pattern(name): name for name, _ in model.named_parameters()}
         hub_names = dict(zip(hub_names, hub_names, strict=True))
     else:
         hub_names = {  # the first of several, which is the Hub's; the others are transformers 5's
@@ -184,12 +185,12 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     for prefix, module in model.named_modules():
         for leaf, weight in module.named_parameters(recurse=False):
             name = f"{prefix}.{leaf}"
-            name = hub_names[checkpoint.pattern(name)].format(*checkpoint.numbers(name))
-            if isinstance(module, quantize.QuantizedLinear) and leaf == "weight":
-                parts = quantize.parts_of(scheme, weight.shape)
+            name = hub_names[loading.pattern(name)].format(*loading.numbers(name))
+            if isinstance(module, quantized.QuantizedLinear) and leaf == "weight":
+                parts = quantized.parts_of(scheme, weight.shape)
                 tensors += [(name + end, torch.Size(shape), t) for end, (t, shape) in parts]
             else:
-                exact = checkpoint.is_exact(module, leaf)
+                exact = loading.is_exact(module, leaf)
                 tensors.append((name, weight.shape, torch.float32 if exact else torch.bfloat16))
     size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in tensors)
     free = {"disk": shutil.disk_usage(folder).free, "memory": proc("/proc/meminfo", "MemAvailable")}
@@ -199,7 +200,7 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
         if free[what] < needed:
             raise Skipped(f"{what}: {needed / 1e9:.1f} GB needed, {free[what] / 1e9:.1f} free")
     noise, weight_map = torch.randn(1 << 24).bfloat16(), {}
-    for n, (_, layer) in enumerate(groupby(tensors, lambda t: checkpoint.numbers(t[0])[:1])):
+    for n, (_, layer) in enumerate(groupby(tensors, lambda t: loading.numbers(t[0])[:1])):
         file = f"model-{n:05}.safetensors"
         made = {name: random_weight(name, shape, dtype, noise) for name, shape, dtype in layer}
         save_file(made, folder / file, metadata={"format": "pt"})
@@ -258,7 +259,7 @@ class Ours:
     def order(self):
         """Have the large linears put their weights in order, with the next call if not before."""
         for module in self.model.modules():
-            if hasattr(module, "wait"):  # fast.FastLinear
+            if hasattr(module, "wait"):  # prepacked.FastLinear
                 module.wait = 1
 
     def start(self, ids, room):
@@ -464,11 +465,11 @@ def decode(side, batch):
 
 def decode_graph(side, batch):
     """`decode` of ours as a CUDA graph; on a CPU its calls without one."""
-    from nanomodels import graph
+    from nanomodels.generation import cuda_graph
 
     side.order()
     logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
-    steps = graph.Steps(side.model, cache)
+    steps = cuda_graph.Steps(side.model, cache)
     for n in range(WARM + STEPS):
         if n == WARM:
             began = now()

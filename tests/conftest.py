@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 
-from nanomodels import checkpoint
+from nanomodels.checkpoint import loading
 
 # The models here are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.device != "cpu":
         torch.set_float32_matmul_precision("highest")
-        for name in checkpoint.MODEL_TYPES:
+        for name in loading.MODEL_TYPES:
             architecture = importlib.import_module(f"nanomodels.{name}")
             for model_class in architecture.ARCHITECTURES.values():
                 model_class.__call__ = from_any_device(model_class.__call__)
@@ -53,14 +53,14 @@ def is_tensor(x):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Load models where --device says; hide the GPU from a test that is about the CPU."""
-    device, load = item.config.option.device, checkpoint.load
+    device, load = item.config.option.device, loading.load
     with pytest.MonkeyPatch.context() as patch:
         if device == "cpu" or item.get_closest_marker("cpu"):
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         else:
             there = lambda folder, device=device, *rest, **more: load(folder, device, *rest, **more)  # noqa: E731
-            patch.setattr(checkpoint, "load", there)
+            patch.setattr(loading, "load", there)
         return (yield)
 
 

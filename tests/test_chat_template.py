@@ -1,4 +1,4 @@
-"""Chat prompts of nanomodels.tokenizer, byte for byte those of transformers."""
+"""Chat prompts of nanomodels.text.tokenizer, byte for byte those of transformers."""
 
 import enum
 import json
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_tokenizer import CALM, added, family_131072, trained, write
 from transformers import PreTrainedTokenizerFast
 
-from nanomodels.chat import NANOCHAT_TEMPLATE
-from nanomodels.tokenizer import Tokenizer
+from nanomodels.text.chat_template import NANOCHAT_TEMPLATE
+from nanomodels.text.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
 NANOCHAT = DATA / "nanochat-2025-10-16"

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 import convert_hf
 import nanomodels
-from nanomodels import checkpoint, convert
+from nanomodels.checkpoint import convert, loading
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -62,8 +62,8 @@ def same(ours, theirs):
 
 def tensors_of(folder):
     """What a converted folder holds, but what stands between."""
-    stored, _ = checkpoint.read_tensors(folder)
-    return {n: t for n, t in stored.items() if not n.startswith(checkpoint.PADDING)}
+    stored, _ = loading.read_tensors(folder)
+    return {n: t for n, t in stored.items() if not n.startswith(loading.PADDING)}
 
 
 @torch.inference_mode()

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nanomodels
-from nanomodels import checkpoint, cpu
+from nanomodels import cpu
+from nanomodels.checkpoint import loading
 
 ROOT = Path(__file__).parent.parent
 linux = pytest.mark.skipif(
@@ -88,7 +89,7 @@ def test_loading_into_another_dtype_holds_one_tensor_of_the_file(tmp_path):
     model = nanomodels.load(ROOT / "weights" / "nanochat-tiny")
     config = (ROOT / "weights" / "nanochat-tiny" / "config.json").read_text()
     (tmp_path / "config.json").write_text(config)
-    source = checkpoint.read(ROOT / "weights" / "nanochat-tiny")
+    source = loading.read(ROOT / "weights" / "nanochat-tiny")
     stored = {name: t.float() for found in source.tensors.values() for name, t in found}
     save_file(stored, tmp_path / "model.safetensors")
     del model, source, stored
@@ -139,7 +140,7 @@ def test_loading_sets_nothing_for_the_whole_process(monkeypatch):
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
     folder = ROOT / "weights" / "nanochat-tiny"
-    monkeypatch.setattr(checkpoint, "fill", None)
+    monkeypatch.setattr(loading, "fill", None)
 
     def refusal(megabytes, **options):
         monkeypatch.setattr(cpu, "available_memory", lambda: megabytes * 10**6)
@@ -160,13 +161,13 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
 
 
 def test_what_is_needed_is_what_is_then_held():
-    source = checkpoint.read(ROOT / "weights" / "nemotron-h-tiny")
-    found = checkpoint.match(source.model, source.tensors)
+    source = loading.read(ROOT / "weights" / "nemotron-h-tiny")
+    found = loading.match(source.model, source.tensors)
     largest = 512 * 192
     for scheme, dtype in ((None, None), (None, torch.float32), ("int8", None), ("int4", None)):
         model = nanomodels.load(ROOT / "weights" / "nemotron-h-tiny", dtype=dtype, quantize=scheme)
         held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        needed = checkpoint.memory_needed(source, found, dtype, scheme)
+        needed = loading.memory_needed(source, found, dtype, scheme)
         assert held < needed <= held + 4 * max(p.numel() for p in model.parameters())
         assert largest
 

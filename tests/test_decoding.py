@@ -12,9 +12,9 @@ from test_tokenizer import family_131072
 from transformers.generation import logits_process as theirs
 
 import nanomodels
-from nanomodels.decoding import Splitter, TextStream
-from nanomodels.sampling import Sampler, draw
-from nanomodels.tokenizer import Tokenizer
+from nanomodels.generation.decoding import Splitter, TextStream
+from nanomodels.generation.sampling import Sampler, draw
+from nanomodels.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 
@@ -358,7 +358,7 @@ def test_the_end_of_reasoning_is_seen_as_one_token_or_as_several(tmp_path, speci
 
 
 def test_a_long_prompt_is_fed_in_pieces_and_says_how_far(model, monkeypatch):
-    monkeypatch.setattr(nanomodels.decoding, "PIECE", 7)
+    monkeypatch.setattr(nanomodels.generation.decoding, "PIECE", 7)
     ids = list(range(1, 31))
     told, lengths = [], []
     hook = model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))

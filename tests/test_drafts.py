@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from reference import FAMILIES, ROPE_TYPES, ROTATING, random_nanochat, random_nemotron_h
 
 import nanomodels
-from nanomodels import decoding
-from nanomodels.decoding import Lookup
+from nanomodels.generation import decoding
+from nanomodels.generation.decoding import Lookup
 
 LATEST = Path(__file__).parent / "data" / "nanochat-2026-07-03"
 KINDS = [*FAMILIES, "nanochat_2026"]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomodels import experts, nemotron_h, quantize
+from nanomodels import experts, nemotron_h
+from nanomodels.linears import quantized
 
 WAYS = ["gathered", "grouped"] if hasattr(F, "grouped_mm") else ["gathered"]  # torch 2.10
 
@@ -180,7 +181,7 @@ def test_the_loop_stays_where_it_is_better_or_alone_possible():
     assert not experts.fits(moe.experts, one)
     with torch.no_grad():
         assert experts.fits(moe.experts, one)
-    moe.experts[0].up_proj = quantize.QuantizedLinear(64, 128, None, "int4")
+    moe.experts[0].up_proj = quantized.QuantizedLinear(64, 128, None, "int4")
     assert not experts.fits(moe.experts, one)
 
 

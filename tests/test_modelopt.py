@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import convert_hf
 import nanomodels
-from nanomodels import modelopt
-from nanomodels.modelopt import FP8, NVFP4, gather, recognise
+from nanomodels.checkpoint import modelopt
+from nanomodels.checkpoint.modelopt import FP8, NVFP4, gather, recognise
 
 # Zero, a float32 subnormal, ordinary ones, and some that overflow.
 SCALES = (0.0, 1e-44, 1.1754944e-38, 3.3e-8, 0.0123, 1.0, 7.77, 1e30, 3e38)

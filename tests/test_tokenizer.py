@@ -1,4 +1,4 @@
-"""Token ids, text and refusals of nanomodels.tokenizer, against `tokenizers` and nanochat."""
+"""Token ids, text and refusals of nanomodels.text.tokenizer, against `tokenizers` and nanochat."""
 
 import json
 import pickle
@@ -15,8 +15,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from tokenizers import Tokenizer as Reference
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nanomodels import chat
-from nanomodels.tokenizer import ALPHABET, Tokenizer, hub_files
+from nanomodels.text import chat_template
+from nanomodels.text.tokenizer import ALPHABET, Tokenizer, hub_files
 
 NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 SPLITS = {
@@ -550,7 +550,7 @@ def test_hub_files_keep_every_token_and_name(both, case):
         assert transformers.convert_tokens_to_ids(name) == i and i in transformers.all_special_ids
     same = ["bos_id", "chat_template", "eos_id", "special_ids", "stop_ids", "vocab_size"]
     assert [getattr(hub, name) for name in same] == [getattr(native, name) for name in same]
-    assert hub._bytes == native._bytes and hub.chat_template == chat.NANOCHAT_TEMPLATE
+    assert hub._bytes == native._bytes and hub.chat_template == chat_template.NANOCHAT_TEMPLATE
     assert (transformers.bos_token_id, transformers.eos_token_id) == (hub.bos_id, hub.eos_id)
     assert transformers.pad_token_id == hub.bos_id and transformers.chat_template
     assert (len(hub._bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)

@@ -56,7 +56,7 @@ def trained(request):
     name = request.param
     tokenizer = nanomodels.Tokenizer.load(WEIGHTS / name)
     if name == "nanochat-tiny":
-        text = (WEIGHTS / "tinyshakespeare.txt").read_text()
+        text = (WEIGHTS / "training" / "tinyshakespeare.txt").read_text()
         rows = [text[at : at + 2000] for at in range(0, 200_000, 20_000)]
     elif name == "nemotron-h-tiny":
         text = NOTES * 12

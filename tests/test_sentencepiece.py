@@ -1,4 +1,4 @@
-"""Ids, text and refusals of nanomodels.spm, against sentencepiece and tokenizers."""
+"""Ids, text and refusals of nanomodels.text.sentencepiece, against sentencepiece and tokenizers."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Reference
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from nanomodels.tokenizer import Tokenizer
+from nanomodels.text.tokenizer import Tokenizer
 
 EXTRA = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
 SYMBOLS = ["<tool>", "<t", "日本", "▁▁x", "ß"]

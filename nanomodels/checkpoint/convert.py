@@ -1,4 +1,4 @@
-"""What convert_hf.py does: a checkpoint.Source into a new folder, in our layout or the Hub's.
+"""What convert_hf.py does: a loading.Source into a new folder, in our layout or the Hub's.
 
     read the source's headers -> a Part for each tensor -> Files with their headers
     -> each Part read, cast or quantised, and written -> the folder gets its name
@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
-from nanomodels import checkpoint, nanochat
-from nanomodels.files import read_json, say, state_of
-from nanomodels.quantize import Int4, Int8, QuantizedLinear, parts_of, quantize
-from nanomodels.tokenizer import hub_files
+from nanomodels import nanochat
+from nanomodels.checkpoint import loading
+from nanomodels.linears.quantized import Int4, Int8, QuantizedLinear, parts_of, quantize
+from nanomodels.text.files import read_json, say, state_of
+from nanomodels.text.tokenizer import hub_files
 
 # What goes along as it is.
 COMPANIONS = (
@@ -139,8 +140,8 @@ def origin(folder):
 
 
 def read_source(args):
-    """The checkpoint.Source of SRC, quantised as asked for."""
-    source = checkpoint.read(args.src, args.era, args.step)
+    """The loading.Source of SRC, quantised as asked for."""
+    source = loading.read(args.src, args.era, args.step)
     if args.to == "hf" and not source.architecture.HUB_NAMES:
         model_type = source.config["model_type"]
         raise ValueError(f"{args.src}: --to hf: transformers has no class for {model_type}")
@@ -176,7 +177,7 @@ def has_tokenizer(files):
 class Part:
     """A tensor of the source, and what is written for it: one tensor, or two if it is quantised."""
 
-    tensor: object  # torch.Tensor, or one of quantize.py or modelopt.py
+    tensor: object  # torch.Tensor, or one of quantized.py or modelopt.py
     outputs: list  # (name, dtype, shape)
     scheme: str | None
 
@@ -207,7 +208,7 @@ class Part:
 def plan(args, source):
     """The Parts of a source, in the order in which they are read and written."""
     try:
-        found = checkpoint.match(source.model, source.tensors)
+        found = loading.match(source.model, source.tensors)
     except ValueError as error:
         raise ValueError(f"{args.src}: {error}") from None
     names = {}  # our name -> the Hub's, where a table has several the first
@@ -218,7 +219,7 @@ def plan(args, source):
     for _, tensor, places in found:
         module, leaf, name = places[0]
         if args.to == "hf":
-            target = names[checkpoint.pattern(name)].format(*checkpoint.numbers(name))
+            target = names[loading.pattern(name)].format(*loading.numbers(name))
             outputs = [(target, chosen_dtype(args, module, leaf, tensor), tensor.shape)]
         elif isinstance(module, QuantizedLinear) and leaf == "weight":
             outputs = [(name + end, *what) for end, what in parts_of(source.scheme, tensor.shape)]
@@ -236,7 +237,7 @@ def chosen_dtype(args, module, leaf, tensor):
     """The dtype in which a tensor that is not quantised is written."""
     if args.dtype is None:
         return tensor.dtype
-    return torch.float32 if checkpoint.is_exact(module, leaf) else getattr(torch, args.dtype)
+    return torch.float32 if loading.is_exact(module, leaf) else getattr(torch, args.dtype)
 
 
 @dataclass
@@ -276,7 +277,7 @@ def make_file(name, parts, alignment):
     for tensor, dtype, shape in (output for part in parts for output in part.outputs):
         gaps.append(-offset % alignment)
         if gaps[-1]:
-            header[f"{checkpoint.PADDING}{offset}"] = entry("U8", gaps[-1:], offset, gaps[-1])
+            header[f"{loading.PADDING}{offset}"] = entry("U8", gaps[-1:], offset, gaps[-1])
         offset += gaps[-1]
         size = prod(shape) * dtype.itemsize
         header[tensor] = entry(SAFETENSORS[str(dtype)[6:]], list(shape), offset, size)
@@ -299,7 +300,7 @@ def describe(args, dst, source, parts, files, companions):
             will[str(dtype)[6:]] += prod(shape) * dtype.itemsize
     tell(f"source    {args.src}: {type(source.model).__name__}, {len(parts)} tensors, {sizes(was)}")
     if source.skipped:
-        tell(f"left out  {checkpoint.left_out(source.skipped)}")
+        tell(f"left out  {loading.left_out(source.skipped)}")
     tell(f"target    {dst}: {sizes(will)}")
     if count := sum(len(part.outputs) > 1 for part in parts):
         tell(f"{source.scheme:9} {count} of {len(parts)} tensors")
@@ -511,7 +512,7 @@ def publish(folder, dst, force):
 @torch.inference_mode()
 def verify(args, folder):
     """Read the new folder: its tensors, and the logits of a prompt, are the source's to the bit."""
-    written, files = checkpoint.read_tensors(folder)
+    written, files = loading.read_tensors(folder)
     source = read_source(args)
     ours, theirs = Mapped(files), Mapped(source.files)
     for part in plan(args, source):
@@ -521,7 +522,7 @@ def verify(args, folder):
             if not same or not torch.equal(raw(found), raw(tensor)):
                 raise ValueError(f"{args.src}: {name} does not read back as it was written")
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    models = [checkpoint.finish(s, dtype=dtype) for s in (checkpoint.read(folder), source)]
+    models = [loading.finish(s, dtype=dtype) for s in (loading.read(folder), source)]
     ids = torch.arange(16)[None] * 7919 % models[0].config.vocab_size
     ours, theirs = (torch.cat(tuple(model(ids)), -1).double() for model in models)
     if not torch.equal(raw(ours), raw(theirs)):

@@ -9,7 +9,8 @@ from reference import FAMILIES
 from test_drafts import LATEST, SAMPLING, same_cache
 
 import nanomodels
-from nanomodels import experts, graph
+from nanomodels import experts
+from nanomodels.generation import cuda_graph
 
 KINDS = [*FAMILIES, "nanochat_2026"]
 TINY = Path(__file__).parent.parent / "weights" / "nemotron-h-tiny"
@@ -35,14 +36,14 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("prompt", [1, 9])
 def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ragged):
-    monkeypatch.setattr(graph, "COLUMNS", 4)  # another graph after 4, 8, 16 and 32
+    monkeypatch.setattr(cuda_graph, "COLUMNS", 4)  # another graph after 4, 8, 16 and 32
     rng = torch.Generator().manual_seed(prompt)
     ids = torch.randint(model.config.vocab_size, (3, prompt + 40), generator=rng)
     mask = torch.arange(prompt) >= torch.tensor([[0], [prompt // 2], [prompt - 1]])
     plain = model.new_cache(3, prompt + 40)
     model(ids[:, :prompt], cache=plain, attention_mask=mask if ragged else None)
     cache = plain.clone()
-    steps, captures = graph.Steps(model, cache), []
+    steps, captures = cuda_graph.Steps(model, cache), []
     capture = steps.capture
     monkeypatch.setattr(steps, "capture", lambda: (captures.append(cache.length), capture()))
     for n in range(prompt, prompt + 35):
@@ -61,14 +62,14 @@ def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ra
 def test_a_call_reads_nothing_back(model):
     """On the meta device no number can be read, and reading one would end a capture."""
     model = copy.deepcopy(model).to("meta")
-    steps = graph.Steps(model, model.new_cache(2, 64))
+    steps = cuda_graph.Steps(model, model.new_cache(2, 64))
     for _ in range(3):
         assert steps(torch.zeros(2, 1, dtype=torch.long, device="meta")).shape[:2] == (2, 1)
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_text_is_the_same(model, monkeypatch, sampling):
-    monkeypatch.setattr(graph, "check", lambda model: None)
+    monkeypatch.setattr(cuda_graph, "check", lambda model: None)
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12]]
     kwargs = {"max_new_tokens": 20, "seed": 4, "stop_ids": [], "num_samples": 2}
     expected = list(nanomodels.generate_batch(model, prompts, **kwargs, **SAMPLING[sampling]))
@@ -88,7 +89,7 @@ def test_what_was_taken_back_is_not_seen(model):
     snapshot, mark = cache.snapshot(), cache.mark()
     model(ids[:, 5:], cache=cache)
     cache.restore(snapshot)
-    steps = graph.Steps(model, cache)
+    steps = cuda_graph.Steps(model, cache)
     for token in (7, 8):
         token = torch.tensor([[token]])
         expected = model(token, cache=fresh)
@@ -124,8 +125,8 @@ def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, m
         monkeypatch.setattr(torch.cuda, name, Recorder)
     cache = model.new_cache(1, 64)
     model(torch.tensor([[1, 2, 3]]), cache=cache)
-    steps, calls = graph.Steps(model, cache), []
-    steps.static = graph.Static(cache, 32)
+    steps, calls = cuda_graph.Steps(model, cache), []
+    steps.static = cuda_graph.Static(cache, 32)
     before = {name: tensor.clone() for name, tensor in cache.held(3).items()}
 
     def call():
@@ -152,6 +153,6 @@ def test_what_cannot_be_a_graph_is_refused(model, monkeypatch):
     quantised = nanomodels.load(TINY, quantize="int8")
     with pytest.raises(ValueError, match="is for a model whose experts are not quantised"):
         nanomodels.generate(quantised, [1], cuda_graph=True)
-    monkeypatch.setattr(graph, "check", lambda model: None)
+    monkeypatch.setattr(cuda_graph, "check", lambda model: None)
     with pytest.raises(ValueError, match="cuda_graph and draft_lookup do not go together"):
         nanomodels.generate(model, [1], cuda_graph=True, draft_lookup=2)

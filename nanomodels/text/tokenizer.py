@@ -7,8 +7,8 @@ rank for each token and merges any neighbours that spell one; `live_merges` find
 which both give the same ids for every text.
 A nanochat folder has tokenizer.pkl: a pickled tiktoken encoding with ranks that are ids;
 `hub_files` writes the same as a Hub folder.
-SentencePiece's vocabularies, in tokenizer.json or a .model file, are read in spm.py.
-Each may have a chat template beside it, which chat.py renders.
+SentencePiece's vocabularies, in tokenizer.json or a .model file, are read in sentencepiece.py.
+Each may have a chat template beside it, which chat_template.py renders.
 """
 
 import codecs
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tiktoken import Encoding
 
-from nanomodels import chat
-from nanomodels.files import one_line, read_json
+from nanomodels.text import chat_template
+from nanomodels.text.files import one_line, read_json
 
 # What a ByteLevel pre-tokenizer with use_regex splits by: tokenizers 0.23 byte_level.rs.
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -126,9 +126,11 @@ class Tokenizer:
         models = [path for path in sorted(folder.glob("*.model")) if path.is_file()]
         models = [path for path in models if path.name == "tokenizer.model"] or models
         if len(models) == 1:
-            from nanomodels import spm  # here, as spm.py builds on this file
+            from nanomodels.text import (
+                sentencepiece,  # here, as sentencepiece.py builds on this file
+            )
 
-            return spm.read_model(folder, models[0])
+            return sentencepiece.read_model(folder, models[0])
         if models:
             raise ValueError(
                 f"{folder}: holds {', '.join(path.name for path in models)}; "
@@ -238,7 +240,9 @@ class Tokenizer:
         Raises ValueError where there is no template, or the template refuses the messages.
         """
         variables |= {"add_generation_prompt": add_generation_prompt}
-        return chat.render(self._templates, messages, tools, documents, **self._names | variables)
+        return chat_template.render(
+            self._templates, messages, tools, documents, **self._names | variables
+        )
 
     def encode_chat(self, messages, **settings):
         """Give the ids of `render_chat(messages, **settings)`, whose own BOS is the only one.
@@ -376,7 +380,7 @@ def nanochat_names(special):
 
 
 def templates_of(folder):
-    return {"default": chat.NANOCHAT_TEMPLATE} | chat.read_templates(folder, {})
+    return {"default": chat_template.NANOCHAT_TEMPLATE} | chat_template.read_templates(folder, {})
 
 
 # --- nanochat's tokenizer.pkl as the files of a Hub folder ---
@@ -507,9 +511,9 @@ def read_hub(folder):
     add_named(folder, path, vocab, added, names)
     merges = split_pairs(path, merges)
     if pieces:
-        from nanomodels import spm  # here, as spm.py builds on this file
+        from nanomodels.text import sentencepiece  # here, as sentencepiece.py builds on this file
 
-        return spm.read_hub(folder, path, data, merges, added, names)
+        return sentencepiece.read_hub(folder, path, data, merges, added, names)
 
     pattern, prefix_space = read_split(path, data.get("pre_tokenizer") or {})
     if missing := [byte for char, byte in ALPHABET.items() if char not in vocab]:
@@ -541,7 +545,7 @@ def read_hub(folder):
         token_bytes,
         added,
         names,
-        chat.read_templates(folder, read_config(folder)),
+        chat_template.read_templates(folder, read_config(folder)),
         ids_of_ranks=None if ordered else ids_of_ranks,
         prefix=read_prefix(path, data.get("post_processor")),
         prefix_space=prefix_space,

@@ -1,7 +1,7 @@
 """Train a tiny model of this project from nothing on two CPU cores, and measure it.
 
-    python weights/train_tiny.py nanochat-tiny              # train, write weights/nanochat-tiny/
-    python weights/train_tiny.py nanochat-tiny --evaluate   # measure the folder that is there
+    python weights/training/train_tiny.py nanochat-tiny              # train, write its folder
+    python weights/training/train_tiny.py nanochat-tiny --evaluate   # measure the one that is there
 
 and the same with nemotron-tiny and nemotron-h-tiny. nanochat-tiny learns conversations that
 chat_corpus.py makes and tinyshakespeare.txt beside it, nemotron-tiny the stories of
@@ -63,10 +63,11 @@ from tokenizers import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
 # The checkout's, installed or not.
-from nanomodels import checkpoint, nanochat, nemotron, nemotron_h  # noqa: E402
+from nanomodels import nanochat, nemotron, nemotron_h  # noqa: E402
+from nanomodels.checkpoint import loading  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 # The recipe of nanochat-tiny, and what all share
@@ -1011,7 +1012,7 @@ def text_loss(model, tokenizer, text, length=512):
 
 def evaluate(folder, questions_per_cell):
     """Print, as the table of README.md, what the folder's bf16 weights get right."""
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     corpus, random = make_corpus(), Random(20_000)
     columns = (("trained", "trained"), ("held out", "trained"), ("held out", "held out"))
@@ -1066,7 +1067,7 @@ def sample(model, prompt, stop, count, length, seed):
 @torch.inference_mode()
 def evaluate_stories(folder, _):
     """Print the loss on stories that were not trained on, and how sampled ones hold together."""
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     end, random = tokenizer.token_to_id("</s>"), Random(HELD_OUT_SEED)
     told = [story(random) for _ in range(500)]
@@ -1144,7 +1145,7 @@ def write_notes(random, tokenizer, length, held_out):
 
 def evaluate_recall(folder, questions_per_cell):
     """Print how much of the notes is recalled, as in the tables of README.md."""
-    model = checkpoint.load(folder)
+    model = loading.load(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     random, wrong = Random(HELD_OUT_SEED), []
     marks = defaultdict(list)  # what is measured: [whether each answer is right, ...]
@@ -1313,7 +1314,7 @@ def main():
         "--out", type=Path, help="the folder (default: the model's name, beside this script)"
     )
     options = parser.parse_args()
-    recipe, folder = MODELS[options.model], options.out or HERE / options.model
+    recipe, folder = MODELS[options.model], options.out or HERE.parent / options.model
     torch.set_num_threads(options.threads)
     if not options.evaluate:
         steps = options.steps or recipe.steps

@@ -35,7 +35,7 @@ LOW_NIBBLES = 0x0F0F0F0F  # the low half of each of four bytes
 
 
 class Packed:
-    """A quantised weight (n, k) as stored; to checkpoint.fill it looks like a bfloat16 tensor."""
+    """A quantised weight (n, k) as stored; to loading.fill it looks like a bfloat16 tensor."""
 
     dtype = torch.bfloat16
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import nanomodels
-from nanomodels import cpu, fast
-from nanomodels.fast import FBGEMM, FastLinear, OneDNN
+from nanomodels import cpu
+from nanomodels.linears import prepacked
+from nanomodels.linears.prepacked import FBGEMM, FastLinear, OneDNN
 
 pytestmark = pytest.mark.kernels
 
@@ -70,7 +71,7 @@ def test_a_packed_weight_errs_no_more_than_f_linear(kernel):
 def test_a_large_weight_is_packed_in_pieces(monkeypatch, kernel, rows):
     plain, x = plain_linear(), random_rows(7, 96)
     expected = kernel(plain.weight, plain.bias)(x)
-    monkeypatch.setattr(fast, "PIECE", rows * 96)
+    monkeypatch.setattr(prepacked, "PIECE", rows * 96)
     given = []
     monkeypatch.setattr(cpu, "release", lambda weight: given.append(len(weight)))
     packed = kernel(plain.weight, plain.bias)
@@ -192,7 +193,7 @@ def test_a_change_of_the_weight_is_followed(kernel):
 def test_the_kernel_follows_dtype_and_cpu(monkeypatch):
     def kernels():
         dtypes = (torch.bfloat16, torch.float16, torch.float32)
-        return [fast.kernel_for(torch.empty(1, dtype=dtype)) for dtype in dtypes]
+        return [prepacked.kernel_for(torch.empty(1, dtype=dtype)) for dtype in dtypes]
 
     for bf16, fbgemm, expected in (
         (True, True, [OneDNN, FBGEMM, None]),
@@ -202,7 +203,7 @@ def test_the_kernel_follows_dtype_and_cpu(monkeypatch):
         monkeypatch.setattr(cpu, "has_bf16", lambda bf16=bf16: bf16)
         monkeypatch.setattr(cpu, "has_fbgemm", lambda fbgemm=fbgemm: fbgemm)
         assert kernels() == expected
-    assert fast.kernel_for(torch.empty(1, dtype=torch.bfloat16, device="meta")) is None
+    assert prepacked.kernel_for(torch.empty(1, dtype=torch.bfloat16, device="meta")) is None
 
 
 def test_other_processors_have_neither_kernel(monkeypatch):
@@ -217,7 +218,7 @@ def test_other_processors_have_neither_kernel(monkeypatch):
 def test_a_model_says_the_same_with_its_weights_packed(monkeypatch, name):
     plain = nanomodels.load(WEIGHTS / name)
     assert not any(isinstance(module, FastLinear) for module in plain.modules())  # all small
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepacked, "LARGE", 1)
     for kernel in KERNELS:
         monkeypatch.setattr(kernel, "wait", 16)
     model = nanomodels.load(WEIGHTS / name)
@@ -241,10 +242,10 @@ def test_a_model_says_the_same_with_its_weights_packed(monkeypatch, name):
 
 
 def test_linears_without_a_kernel_are_left_alone(monkeypatch):
-    monkeypatch.setattr(fast, "LARGE", 1)
+    monkeypatch.setattr(prepacked, "LARGE", 1)
     model = nanomodels.load(WEIGHTS / "nemotron-h-tiny", dtype=torch.float32)
     assert not any(isinstance(module, FastLinear) for module in model.modules())
-    monkeypatch.setattr(fast, "kernel_for", lambda weight: OneDNN)
+    monkeypatch.setattr(prepacked, "kernel_for", lambda weight: OneDNN)
     model = nanomodels.load(WEIGHTS / "nemotron-h-tiny", quantize="int4")
     names = {name for name, module in model.named_modules() if isinstance(module, FastLinear)}
     assert "lm_head" in names and not any("out_proj" in name for name in names)

@@ -8,7 +8,7 @@ import functools
 import json
 from datetime import datetime
 
-from nanomodels.files import one_line, read_text
+from nanomodels.text.files import one_line, read_text
 
 # nanochat writes its chat format in code: nanochat/tokenizer.py, commit 306bc38.
 NANOCHAT_TEMPLATE = """

@@ -21,7 +21,7 @@ modelopt.py (the spellings); the tensors of NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4
 
 import torch
 
-from nanomodels.files import read_json
+from nanomodels.text.files import read_json
 
 # ModelOpt writes the first; the others are vLLM's and SGLang's names for what quant_algo says.
 METHODS = ("modelopt", "modelopt_fp8", "modelopt_fp4", "modelopt_mixed")
@@ -88,7 +88,7 @@ def table(path, key, value):
 
 
 class Quantised:
-    """A weight (n, k) as stored; to checkpoint.fill it looks like a bfloat16 tensor."""
+    """A weight (n, k) as stored; to loading.fill it looks like a bfloat16 tensor."""
 
     dtype = torch.bfloat16
 

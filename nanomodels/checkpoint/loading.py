@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nanomodels import cpu, modelopt
-from nanomodels import quantize as q
-from nanomodels.fast import prepack_linears
-from nanomodels.files import one_line, read_json, state_of
+from nanomodels import cpu
+from nanomodels.checkpoint import modelopt
+from nanomodels.linears import quantized as q
+from nanomodels.linears.prepacked import prepack_linears
+from nanomodels.text.files import one_line, read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
@@ -65,10 +66,10 @@ class Source:
     skipped: dict  # the names left out -> bytes
     files: dict  # that all this was read from -> files.state_of it, before
     native: bool  # a nanochat training folder
-    scheme: str | None  # a name in quantize.SCHEMES where the linears are so
+    scheme: str | None  # a name in quantized.SCHEMES where the linears are so
 
     def quantize(self, scheme, lm_head=False):
-        """Let the model's linears hold their weights in a scheme of quantize.py."""
+        """Let the model's linears hold their weights in a scheme of quantized.py."""
         if self.scheme is not None:
             if scheme != self.scheme or lm_head:
                 raise ValueError(f"{self.folder}: its weights are {self.scheme} already")

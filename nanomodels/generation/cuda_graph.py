@@ -14,7 +14,7 @@ b rows, t = 1 token in a call, s columns.
 import torch
 
 from nanomodels.cache import KV, PADDING, SSM, Cache, Ids, Step
-from nanomodels.quantize import QuantizedLinear
+from nanomodels.linears.quantized import QuantizedLinear
 
 COLUMNS = 256  # of the first graph
 

@@ -17,8 +17,8 @@ from itertools import takewhile
 
 import torch
 
-from nanomodels import graph
-from nanomodels.sampling import Sampler
+from nanomodels.generation import cuda_graph as graph
+from nanomodels.generation.sampling import Sampler
 
 PIECE = 512  # most columns of a prompt that one call is given
 
@@ -54,8 +54,8 @@ def generate(
     in bfloat16 a call with several tokens rounds otherwise than calls with one, and a close choice
     may fall otherwise. on_draft(drafted, accepted), if given, is called after each draft. Where
     the iterator is left before its end, close() it before the cache is used. cuda_graph has each
-    token computed by a CUDA graph (see graph.py), without drafts and quantised experts; in bfloat16
-    it may round otherwise, too.
+    token computed by a CUDA graph (see cuda_graph.py), without drafts and quantised experts; in
+    bfloat16 it may round otherwise, too.
     Raises ValueError for an empty prompt, one longer than the context, or a setting out of range.
     """
     rows = generate_batch(

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import nanomodels
-from nanomodels import nanochat, quantize
-from nanomodels.quantize import Int4, Int8, QuantizedLinear
+from nanomodels import nanochat
+from nanomodels.linears import quantized
+from nanomodels.linears.quantized import Int4, Int8, QuantizedLinear
 
 pytestmark = pytest.mark.kernels
 
@@ -50,7 +51,7 @@ def by_hand(packed):
 def linear(weight, scheme, bias=None, dtype=torch.float32, device="cpu"):
     n, k = weight.shape
     module = QuantizedLinear(k, n, bias, scheme)
-    module.take(quantize.quantize(weight, scheme), device, dtype)
+    module.take(quantized.quantize(weight, scheme), device, dtype)
     return module
 
 
@@ -62,15 +63,15 @@ def assert_close(found, expected, limit):
 @settings(max_examples=examples(20), deadline=None)
 def test_int4_codes_are_packed_and_unpacked(n, k, seed):
     q = torch.randint(16, (n, k), generator=torch.Generator().manual_seed(seed)).byte()
-    codes = quantize.pack(q)
+    codes = quantized.pack(q)
     assert (codes.shape, codes.dtype, codes.is_contiguous()) == ((n, k // 2), torch.uint8, True)
-    assert torch.equal(quantize.unpack(codes), q)
+    assert torch.equal(quantized.unpack(codes), q)
 
 
-@given(sizes, sizes, seeds, st.sampled_from(quantize.SCHEMES))
+@given(sizes, sizes, seeds, st.sampled_from(quantized.SCHEMES))
 @settings(max_examples=examples(10), deadline=None)
 def test_a_whole_weight_is_what_its_bytes_say(device, n, k, seed, scheme):
-    packed = quantize.quantize(normal(n, k, seed=seed), scheme)
+    packed = quantized.quantize(normal(n, k, seed=seed), scheme)
     exact = by_hand(packed)
     assert_close(packed.to(device, torch.float32).cpu(), exact, 1e-6)
     for dtype in (torch.bfloat16, torch.float16):
@@ -82,24 +83,24 @@ def test_a_whole_weight_is_what_its_bytes_say(device, n, k, seed, scheme):
 
 
 @pytest.mark.parametrize("slab", [1, 64 * 192, 3 * 64 * 192])
-@pytest.mark.parametrize("scheme", quantize.SCHEMES)
+@pytest.mark.parametrize("scheme", quantized.SCHEMES)
 def test_a_weight_is_the_same_in_slabs_of_any_size(monkeypatch, scheme, slab):
     weight = normal(320, 192)  # not a whole number of slabs of three blocks
-    whole = quantize.quantize(weight, scheme)
-    monkeypatch.setattr(quantize, "SLAB", slab)
-    packed = quantize.quantize(weight, scheme)
+    whole = quantized.quantize(weight, scheme)
+    monkeypatch.setattr(quantized, "SLAB", slab)
+    packed = quantized.quantize(weight, scheme)
     assert torch.equal(packed.codes, whole.codes) and torch.equal(packed.scales, whole.scales)
     assert_close(packed.to("cpu", torch.float32), by_hand(packed), 1e-6)
 
 
-MY_BLOCK = quantize.kernel_block()  # of this CPU
+MY_BLOCK = quantized.kernel_block()  # of this CPU
 LIMITS = [(torch.float32, 1e-5), (torch.bfloat16, 0.012), (torch.float16, 2e-3)]
 
 
 @pytest.fixture(params=[64, 32, None], ids=["blocks of 64", "blocks of 32", "no kernel"])
 def block(request, monkeypatch):
     """As on a CPU whose int4 kernel wants such blocks; the kernel itself may be of another kind."""
-    monkeypatch.setattr(quantize, "kernel_block", lambda: request.param)
+    monkeypatch.setattr(quantized, "kernel_block", lambda: request.param)
     capability = "DEFAULT" if request.param is None else "AVX2"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     return request.param
@@ -112,8 +113,8 @@ def kernel_calls(monkeypatch):
     def int4(x, codes, scales, kernel=Int4.kernel):
         rows.append(len(x))
         block = codes.shape[2] * 2
-        q = unpack32(codes) if block == 32 else quantize.unpack(codes.view(-1, x.shape[1] // 2))
-        packed = quantize.torch_pack(q)
+        q = unpack32(codes) if block == 32 else quantized.unpack(codes.view(-1, x.shape[1] // 2))
+        packed = quantized.torch_pack(q)
         return kernel(x, packed.view(-1, codes.shape[1], mine // 2), scales)
 
     def int8(x, codes, scales, kernel=Int8.kernel):
@@ -130,14 +131,14 @@ def unpack32(codes):
     return torch.cat((codes & 15, codes >> 4), 2).mT.flatten(0, 1)
 
 
-@pytest.mark.parametrize("scheme", quantize.SCHEMES)
+@pytest.mark.parametrize("scheme", quantized.SCHEMES)
 @pytest.mark.parametrize(("dtype", "limit"), LIMITS)
 def test_both_routes_are_the_product_with_the_weight(monkeypatch, block, scheme, dtype, limit):
     weight, bias = normal(192, 320), normal(192, seed=1).to(dtype)
-    exact = by_hand(quantize.quantize(weight, scheme))
+    exact = by_hand(quantized.quantize(weight, scheme))
     plain = linear(weight, scheme, dtype=dtype)
     biased = linear(weight, scheme, nn.Parameter(bias, requires_grad=False), dtype)
-    kind, rows_of_calls = quantize.KINDS[scheme], kernel_calls(monkeypatch)
+    kind, rows_of_calls = quantized.KINDS[scheme], kernel_calls(monkeypatch)
     counts = [*range(1, 20), 31, 32, 33, 64, 70, 95, 96, 97, 130]
     for rows in counts:
         x = normal(rows, 320, seed=rows).to(dtype)
@@ -159,12 +160,12 @@ def test_both_routes_are_the_product_with_the_weight(monkeypatch, block, scheme,
     assert_close(plain(expanded), expanded.double() @ exact.T, limit)
 
 
-@pytest.mark.parametrize("scheme", quantize.SCHEMES)
+@pytest.mark.parametrize("scheme", quantized.SCHEMES)
 @pytest.mark.parametrize(("dtype", "limit"), LIMITS)
 def test_what_runs_here_is_the_product_with_the_weight(device, scheme, dtype, limit):
     """The kernel of this CPU, or what --device has."""
     weight = normal(256, 320)
-    exact = by_hand(quantize.quantize(weight, scheme))
+    exact = by_hand(quantized.quantize(weight, scheme))
     module = linear(weight, scheme, dtype=dtype, device=device)
     for rows in (1, 2, 5, 31, 40, 95, 100):
         x = normal(rows, 320, seed=rows).to(dtype)
@@ -172,10 +173,10 @@ def test_what_runs_here_is_the_product_with_the_weight(device, scheme, dtype, li
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-@pytest.mark.parametrize("scheme", quantize.SCHEMES)
+@pytest.mark.parametrize("scheme", quantized.SCHEMES)
 def test_many_rows_are_multiplied_in_the_dtype_that_is_fast(monkeypatch, scheme, has_bf16):
-    monkeypatch.setattr(quantize.cpu, "has_bf16", lambda: has_bf16)
-    kind, dtypes = quantize.KINDS[scheme], []
+    monkeypatch.setattr(quantized.cpu, "has_bf16", lambda: has_bf16)
+    kind, dtypes = quantized.KINDS[scheme], []
     pieces = kind.pieces
     monkeypatch.setattr(kind, "pieces", lambda c, s: dtypes.append(s.dtype) or pieces(c, s))
     module = linear(normal(64, 64), scheme, dtype=torch.bfloat16)
@@ -186,9 +187,9 @@ def test_many_rows_are_multiplied_in_the_dtype_that_is_fast(monkeypatch, scheme,
 
 def test_a_module_follows_a_change_of_dtype():
     weight, x = normal(128, 64), normal(3, 64)
-    for scheme in quantize.SCHEMES:
+    for scheme in quantized.SCHEMES:
         module = linear(weight, scheme, dtype=torch.bfloat16)
-        expected = x.double() @ by_hand(quantize.quantize(weight, scheme)).T
+        expected = x.double() @ by_hand(quantized.quantize(weight, scheme)).T
         assert_close(module(x), expected, 1e-5)  # bfloat16 scales are exact in float32
         assert_close(copy.deepcopy(module).float()(x), expected, 1e-5)
         assert module.codes.dtype in (torch.uint8, torch.int8)
@@ -198,7 +199,7 @@ def test_a_module_follows_a_change_of_dtype():
 @settings(max_examples=examples(30), deadline=None)
 def test_no_weight_is_further_off_than_half_a_step(seed, size, offset):
     weight = (normal(64, 128, seed=seed) + offset) * size
-    int4, int8 = (quantize.quantize(weight, scheme) for scheme in quantize.SCHEMES)
+    int4, int8 = (quantized.quantize(weight, scheme) for scheme in quantized.SCHEMES)
     step = int4.scales[..., 0].double().repeat_interleave(64, 0).T  # (n, k)
     edge = weight.abs().max() * 1e-6
     assert ((by_hand(int4) - weight.double()).abs() <= step * 0.5 + edge).all()
@@ -216,35 +217,37 @@ def test_constant_groups_are_kept_and_a_huge_weight_hurts_its_group_alone():
     weight[:, :64] = 0
     weight[:, 64:128] = weight[:, :1].new_tensor(0.37)
     weight[5, 130] = 3e30
-    int4, int8 = (quantize.quantize(weight, s).to("cpu", torch.bfloat16) for s in quantize.SCHEMES)
+    int4, int8 = (
+        quantized.quantize(weight, s).to("cpu", torch.bfloat16) for s in quantized.SCHEMES
+    )
     assert torch.equal(int4[:, :128], weight[:, :128])
     assert torch.equal(int8[:, :64], weight[:, :64])
     assert (int4[5, 130] / weight[5, 130] - 1).abs() < 0.01
     others = torch.ones(64, 256, dtype=torch.bool)
     others[5, 128:192] = False
     assert (int4 - weight)[others].abs().max() < 0.3
-    for scheme in quantize.SCHEMES:
-        zeros = quantize.quantize(torch.zeros(64, 64), scheme)
+    for scheme in quantized.SCHEMES:
+        zeros = quantized.quantize(torch.zeros(64, 64), scheme)
         assert not zeros.to("cpu", torch.float32).any()
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
-@pytest.mark.parametrize("scheme", quantize.SCHEMES)
+@pytest.mark.parametrize("scheme", quantized.SCHEMES)
 def test_weights_that_are_not_finite_are_refused(scheme, value):
     weight = normal(128, 128)
     weight[70, 100] = value
     with pytest.raises(ValueError, match="must be finite"):
-        quantize.quantize(weight, scheme)
+        quantized.quantize(weight, scheme)
 
 
 def test_parts_are_checked():
-    four, eight = (quantize.quantize(normal(128, 192), scheme) for scheme in quantize.SCHEMES)
+    four, eight = (quantized.quantize(normal(128, 192), scheme) for scheme in quantized.SCHEMES)
     for packed, size in ((four, 128 * 96 + 3 * 128 * 4), (eight, 128 * 192 + 128 * 2)):
         again = type(packed).from_parts(packed.codes, packed.scales)
         assert (again.shape, again.dim(), again.numel()) == ((128, 192), 2, 128 * 192)
         assert (again.dtype, again.nbytes) == (torch.bfloat16, size)
         scheme = "int4" if packed is four else "int8"
-        assert quantize.parts_of(scheme, packed.shape) == [
+        assert quantized.parts_of(scheme, packed.shape) == [
             ("", (packed.codes.dtype, list(packed.codes.shape))),
             ("_scale", (packed.scales.dtype, list(packed.scales.shape))),
         ]
@@ -262,35 +265,35 @@ def test_parts_are_checked():
 
 
 def test_parts_in_a_file_are_joined():
-    packed = quantize.quantize(normal(64, 64), "int4")
+    packed = quantized.quantize(normal(64, 64), "int4")
     parts = {"a.weight": packed.codes, "a.weight_scale": packed.scales, "b.weight": normal(3)}
-    found = quantize.gather(parts, "int4")
+    found = quantized.gather(parts, "int4")
     assert found.keys() == {"a.weight", "b.weight"} and found["b.weight"] is parts["b.weight"]
     assert torch.equal(by_hand(found["a.weight"]), by_hand(packed))
     with pytest.raises(ValueError, match="a.weight: codes are torch.uint8|a.weight: codes are for"):
-        quantize.gather(parts, "int8")
+        quantized.gather(parts, "int8")
     with pytest.raises(ValueError, match="c.weight_scale scales nothing: c.weight is not there"):
-        quantize.gather(parts | {"c.weight_scale": packed.scales}, "int4")
+        quantized.gather(parts | {"c.weight_scale": packed.scales}, "int4")
     with pytest.raises(ValueError, match="scheme 'int2' is unknown; supported: int4, int8"):
-        quantize.gather(parts, "int2")
+        quantized.gather(parts, "int2")
 
 
 def test_quantising_leaves_the_weight_as_it_was():
     weight = normal(64, 64)
-    for scheme in quantize.SCHEMES:
-        quantize.quantize(weight, scheme)
+    for scheme in quantized.SCHEMES:
+        quantized.quantize(weight, scheme)
         assert torch.equal(weight, normal(64, 64))
 
 
 def test_a_weight_is_used_as_it_is_stored(monkeypatch):
-    packed = quantize.quantize(normal(64, 128), "int4")
+    packed = quantized.quantize(normal(64, 128), "int4")
     for block in (64, None):
-        monkeypatch.setattr(quantize, "kernel_block", lambda block=block: block)
+        monkeypatch.setattr(quantized, "kernel_block", lambda block=block: block)
         module = QuantizedLinear(128, 64, None, "int4")
         module.take(packed, torch.device("cpu"), torch.bfloat16)
         assert module.codes.data_ptr() == packed.codes.data_ptr()
         assert module.scales.data_ptr() == packed.scales.data_ptr()
-    monkeypatch.setattr(quantize, "kernel_block", lambda: 32)
+    monkeypatch.setattr(quantized, "kernel_block", lambda: 32)
     module.take(packed, torch.device("meta"), torch.bfloat16)  # another device has no such kernel
     assert module.codes.shape == (1, 128, 32)
 
@@ -300,10 +303,10 @@ def test_a_weight_is_used_as_it_is_stored(monkeypatch):
 def test_codes_are_repacked_a_slab_at_a_time(n, k, seed):
     q = torch.randint(16, (n, k), generator=torch.Generator().manual_seed(seed)).byte()
     scales = torch.ones(k // 64, n, 2, dtype=torch.bfloat16)
-    packed = Int4.from_parts(quantize.pack(q), scales)
+    packed = Int4.from_parts(quantized.pack(q), scales)
     assert torch.equal(unpack32(packed.arranged(32)), q)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize, "SLAB", 1)
+        patch.setattr(quantized, "SLAB", 1)
         assert torch.equal(unpack32(packed.arranged(32)), q)
     for block in (64, 32):
         pieces = Int4.pieces(packed.arranged(block), scales.float())
@@ -312,16 +315,16 @@ def test_codes_are_repacked_a_slab_at_a_time(n, k, seed):
 
 
 def test_the_probe_tells_torchs_packing(monkeypatch):
-    probe = quantize.kernel_block.__wrapped__
+    probe = quantized.kernel_block.__wrapped__
     expected = {"AVX512": 64, "AVX2": 32}
     assert probe() == expected.get(torch.backends.cpu.get_cpu_capability())
     for block in (64, 32):
-        monkeypatch.setattr(quantize, "torch_pack", lambda q, b=block: quantize.pack(q, b))
+        monkeypatch.setattr(quantized, "torch_pack", lambda q, b=block: quantized.pack(q, b))
         assert probe() == block
-    monkeypatch.setattr(quantize, "torch_pack", lambda q: quantize.pack(q.roll(1, 0)))
+    monkeypatch.setattr(quantized, "torch_pack", lambda q: quantized.pack(q.roll(1, 0)))
     assert probe() is None
     # Low and high halves the other way round.
-    monkeypatch.setattr(quantize, "torch_pack", lambda q: quantize.pack(q.roll(32, 0)))
+    monkeypatch.setattr(quantized, "torch_pack", lambda q: quantized.pack(q.roll(32, 0)))
     assert probe() is None
 
 
@@ -337,21 +340,21 @@ def tiny_nanochat(**changes):
 
 def test_linears_of_the_layers_are_eligible_and_the_head_if_asked():
     model = tiny_nanochat()
-    names = [name for name, _ in quantize.eligible(model)]
+    names = [name for name, _ in quantized.eligible(model)]
     leaves = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
     assert [name.rpartition(".")[2] for name in names] == leaves * 2
-    assert [name for name, _ in quantize.eligible(model, lm_head=True)] == [*names, "lm_head"]
-    odd = [name for name, _ in quantize.eligible(tiny_nanochat(intermediate_size=100))]
+    assert [name for name, _ in quantized.eligible(model, lm_head=True)] == [*names, "lm_head"]
+    odd = [name for name, _ in quantized.eligible(tiny_nanochat(intermediate_size=100))]
     assert odd == [name for name in names if "fc" not in name]
     with pytest.raises(ValueError, match="lm_head is the embedding as well"):
-        quantize.eligible(tiny_nanochat(tie_word_embeddings=True), lm_head=True)
+        quantized.eligible(tiny_nanochat(tie_word_embeddings=True), lm_head=True)
 
 
 def test_experts_are_eligible_and_their_router_is_not():
     with torch.device("meta"):
         model = nanomodels.load(WEIGHTS / "nemotron-h-tiny")
     linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    found = {name for name, _ in quantize.eligible(model)}
+    found = {name for name, _ in quantized.eligible(model)}
     odd = {n for n in linears if any(size % 64 for size in model.get_submodule(n).weight.shape)}
     assert found == linears - odd - {"lm_head"}
     assert any(".experts." in name for name in found)
@@ -362,33 +365,33 @@ def test_a_replaced_linear_keeps_name_shape_and_count():
     model = tiny_nanochat()
     before = {name: p.shape for name, p in model.named_parameters()}
     count = sum(p.numel() for p in model.parameters())
-    quantize.replace(model, "int4", lm_head=True)
+    quantized.replace(model, "int4", lm_head=True)
     assert {name: p.shape for name, p in model.named_parameters()} == before
     assert all(p.is_meta for p in model.parameters())
-    assert quantize.parameter_count(model) == count
+    assert quantized.parameter_count(model) == count
     for _, module in [*model.named_modules()]:
         if isinstance(module, QuantizedLinear):
             # As from a file that is not quantised.
             weight = normal(module.out_features, module.in_features).bfloat16()
             module.take(weight, "cpu", torch.bfloat16)
-            packed = quantize.quantize(weight, "int4")
+            packed = quantized.quantize(weight, "int4")
             assert torch.equal(module.codes, packed.arranged(MY_BLOCK or 64))
     assert [name for name, _ in model.named_parameters()] == ["embed_tokens.weight"]
-    assert quantize.parameter_count(model) == count
+    assert quantized.parameter_count(model) == count
     with pytest.raises(ValueError, match="scheme 'int2' is unknown; supported: int4, int8"):
-        quantize.replace(model, "int2")
+        quantized.replace(model, "int2")
 
 
 # --------------------------------------------------------------------------------------------------
 
 
 def train_tiny():
-    """weights/train_tiny.py, a script."""
-    sys.path.insert(0, str(WEIGHTS))
+    """weights/training/train_tiny.py, a script."""
+    sys.path.insert(0, str(WEIGHTS / "training"))
     try:
         return importlib.import_module("train_tiny")
     finally:
-        sys.path.remove(str(WEIGHTS))
+        sys.path.remove(str(WEIGHTS / "training"))
 
 
 def plays(tokenizer, script):
@@ -440,7 +443,7 @@ def test_perplexity_on_held_out_text_stays(name, held_out, limits):
     before = loss(model, ids, targets)
     for scheme, limit in limits.items():
         small = copy.deepcopy(model)
-        for full, module in quantize.eligible(small):
+        for full, module in quantized.eligible(small):
             n, k = module.weight.shape
             new = QuantizedLinear(k, n, module.bias, scheme)
             new.take(module.weight.data, module.weight.device, torch.bfloat16)

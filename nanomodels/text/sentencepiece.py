@@ -24,9 +24,9 @@ from itertools import chain, pairwise
 
 from tiktoken import Encoding
 
-from nanomodels import chat
-from nanomodels.files import one_line
-from nanomodels.tokenizer import (
+from nanomodels.text import chat_template
+from nanomodels.text.files import one_line
+from nanomodels.text.tokenizer import (
     WHITESPACE,
     Tokenizer,
     add_named,
@@ -241,7 +241,7 @@ def read_hub(folder, path, data, pairs, added, names):
         {i: int(t[3:5], 16) for i, t in texts.items() if fall_back and BYTE.fullmatch(t)},
         added,
         names,
-        chat.read_templates(folder, read_config(folder)),
+        chat_template.read_templates(folder, read_config(folder)),
         prefix=read_prefix(path, data.get("post_processor")),
         normalise=normalise,
         symbols=symbols,
@@ -414,7 +414,7 @@ def read_model(folder, path):
         byte_of,
         added,
         names,
-        chat.read_templates(folder, config),
+        chat_template.read_templates(folder, config),
         prefix=[vocab[names["bos_token"]]] if with_bos else (),
         normalise=partial(normalise, bar=bar, tidy=tidy),
         symbols=symbols,
