@@ -28,7 +28,7 @@ def attend(q, k, v, mask):
     """Softmax attention, scores and softmax in float32. Returns (b, h, t, d).
 
     q (b, h, t, d); k, v (b, g, s, d), of which the last t belong to the queries. mask as in
-    cache.Step: (b, 1, t, s), or None where each query looks at its own key and all before it.
+    cache.Call: (b, 1, t, s), or None where each query looks at its own key and all before it.
     """
     b, h, t, d = q.shape
     if t == 1:

@@ -1,22 +1,40 @@
-"""The hand-written cache: what a decoder remembers of the tokens that it has seen.
+"""The cache: what a decoder keeps of the tokens that it has seen.
 
 The caller owns it: `cache = model.new_cache(batch, max_length)`, then `model(ids, cache=cache)` as
-often as wanted, with any number of tokens each time. It is allocated once, written in place, and
-moved on once, at the end of the model's forward; a forward that is interrupted leaves it as it was.
+often as wanted, with any number of tokens each time. Its memory is allocated once.
 
-A call's tokens take the next `t` columns of every row. Rows may be ragged: a column can be padding
-in one row and a token in another, so `positions` says for each row which token of that row stands
-in a column, or -1. All masking follows from these numbers, in `place`.
+Each forward call is a transaction:
 
-It is made for inference: fill it under torch.inference_mode() or torch.no_grad(), and make it
-outside inference_mode if it is to be used outside.
+    call = cache.begin(b, t)       the next t slots of every row are this call's
+    kv.extend(k, v, ...)           a layer writes its keys and values into these slots
+    ssm.stage(window, state)       a Mamba-2 layer stages its new state beside the old one
+    cache.commit(call)             the call's tokens become part of the cache
 
-b batch, t tokens in this call, s columns seen so far, g key/value heads, d head width.
+A call that is interrupted before its commit changes nothing. Slots at or after `length` are free,
+so what is written there does not count.
+
+A slot holds one token or padding of each row: `positions[row, slot]` is the index of the token in
+its row, or -1 for padding. All masks follow from these numbers, in `begin`.
+
+Five ways to go back, and what each costs:
+
+    savepoint, rollback    undo all calls since the savepoint; copies nothing
+    truncate               keep the first n tokens of each row; not with Mamba-2 states
+    snapshot, restore      copy all that is held, as often as wanted; also into another cache
+    save, load             a snapshot in a file, with the token ids
+    clone                  a second cache; copies all memory, the free slots too
+
+Fill a cache under torch.inference_mode() or torch.no_grad(). Make it outside inference_mode if it
+is used outside.
+
+Shapes: b batch, t tokens in this call, s slots up to the end of this call, g key/value heads, d
+head width; of Mamba-2: w convolution width, c channels, h heads, p head width, n state width.
 """
 
 import copy
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -28,20 +46,20 @@ PADDING = -1
 
 @dataclass
 class KV:
-    """Keys and values of one attention block: k, v (b, g, max_length, d)."""
+    """Keys and values of one attention layer: k, v (b, g, max_length, d)."""
 
     k: torch.Tensor
     v: torch.Tensor
 
-    def extend(self, k, v, start):
-        """Write k, v (b, g, t, d) at column `start`; return views of all so far (b, g, s, d)."""
-        end = start + k.shape[2]
-        self.k[:, :, start:end] = k
-        self.v[:, :, start:end] = v
+    def extend(self, k, v, first_slot):
+        """Write k, v (b, g, t, d) from `first_slot` on; return views of all so far (b, g, s, d)."""
+        end = first_slot + k.shape[2]
+        self.k[:, :, first_slot:end] = k
+        self.v[:, :, first_slot:end] = v
         return self.k[:, :, :end], self.v[:, :, :end]
 
-    def held(self, length):
-        """Views of the first `length` columns, by name."""
+    def tensors(self, length):
+        """Views of the first `length` slots, by name."""
         return {"k": self.k[:, :, :length], "v": self.v[:, :, :length]}
 
     def reorder(self, rows):
@@ -50,18 +68,18 @@ class KV:
 
 @dataclass
 class Ids:
-    """The tokens themselves, for a model that looks them up again: ids (b, max_length)."""
+    """Token ids, for a model that needs the earlier ones again: ids (b, max_length)."""
 
     ids: torch.Tensor
 
-    def extend(self, ids, start):
-        """Write ids (b, t) at column `start`; return a view of all so far (b, s)."""
-        end = start + ids.shape[1]
-        self.ids[:, start:end] = ids
+    def extend(self, ids, first_slot):
+        """Write ids (b, t) from `first_slot` on; return a view of all so far (b, s)."""
+        end = first_slot + ids.shape[1]
+        self.ids[:, first_slot:end] = ids
         return self.ids[:, :end]
 
-    def held(self, length):
-        """A view of the first `length` columns, by name."""
+    def tensors(self, length):
+        """A view of the first `length` slots, by name."""
         return {"ids": self.ids[:, :length]}
 
     def reorder(self, rows):
@@ -70,25 +88,24 @@ class Ids:
 
 @dataclass
 class SSM:
-    """What one Mamba-2 block keeps of a row: the last inputs of its convolution, and its state.
+    """The state of one Mamba-2 layer: the last inputs of its convolution, and its SSM state.
 
-    window (b, w-1, c), state (b, h, p, n) float32. A call makes new ones, so that one which is
-    interrupted leaves these as they were.
+    window (b, w-1, c), state (b, h, p, n) float32. Their size does not depend on the tokens seen.
     """
 
     window: torch.Tensor
     state: torch.Tensor
-    next: tuple | None = None  # both of them after the call that is under way
+    staged: tuple | None = None  # the window and state of a call that is not committed
 
-    def follow(self, window, state):
-        """Note what comes after this call's tokens; it holds once the whole call is done."""
-        self.next = window, state
+    def stage(self, window, state):
+        """Keep the new window and state aside; commit() makes them current."""
+        self.staged = window, state
 
     def commit(self):
-        (self.window, self.state), self.next = self.next, None
+        (self.window, self.state), self.staged = self.staged, None
 
-    def held(self, _):
-        """Window and state, by name; they are of one size for any number of tokens."""
+    def tensors(self, _):
+        """Window and state, by name."""
         return {"window": self.window, "state": self.state}
 
     def reorder(self, rows):
@@ -96,160 +113,210 @@ class SSM:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where the tokens of one call stand, and what each of them may look at."""
+class Call:
+    """One forward call: the slots and positions of its tokens, and what each of them may see."""
 
-    start: int  # the first column that they take; in a cuda_graph.Static a tensor (1,)
-    positions: torch.Tensor  # (b, t) number of the token in its row; -1 for padding
-    # (b, 1, t, s) True where a token may look; None: each at all before it and at itself.
+    first_slot: int  # in a cuda_graph.StaticCache a tensor (1,)
+    positions: torch.Tensor  # (b, t) index of each token in its row; -1 for padding
+    # (b, 1, t, s), True where a token may look. None: each sees itself and all before it.
     mask: torch.Tensor | None
-    real: torch.Tensor | None  # (b, t) False for padding; None: all are tokens
+    is_token: torch.Tensor | None  # (b, t), False for padding; None: all are tokens
+    max_length: int  # slots of the cache; without a cache, t
+
+    @cached_property
+    def packing(self):
+        """(b, t) slots of this call in packed order: each row's tokens first, its padding last."""
+        return self.is_token.logical_not().argsort(dim=1, stable=True)
+
+    def pack(self, x):
+        """x (b, t, c) with each row's tokens first and zeros after them."""
+        if self.is_token is None:
+            return x
+        return (x * self.is_token[..., None]).take_along_dim(self.packing[..., None], 1)
+
+    def unpack(self, x):
+        """The inverse of `pack`, for the tokens of x (b, t, c)."""
+        if self.is_token is None:
+            return x
+        return x.take_along_dim(self.packing.argsort(1)[..., None], 1)
+
+    def last(self, x, count):
+        """The last `count` inputs of each row (b, count, c), without its padding.
+
+        x (b, count + t, c): `count` inputs from before this call, then packed ones.
+        """
+        if self.is_token is None:
+            return x[:, x.shape[1] - count :].clone()
+        ends = self.is_token.sum(1, keepdim=True) + torch.arange(count, device=x.device)
+        return x.take_along_dim(ends[..., None], 1)
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Where a cache stood once: what `Cache.mark` gives and `Cache.back` takes."""
+class NoCache:
+    """What stands in for a cache where none is given: the full pass, from slot 0, kept nowhere."""
 
-    history: object  # the cache's own then
-    length: int
-    ragged: bool
-    tokens: torch.Tensor
-    states: list  # window and state of each Mamba-2 block
+    def __init__(self, layers, device):
+        self.entries, self.device = [None] * layers, device
+
+    def begin(self, batch, tokens, attention_mask=None):
+        """As Cache.begin."""
+        check_call(batch, tokens, attention_mask)
+        positions, is_token = number_tokens(0, batch, tokens, attention_mask, self.device)
+        mask = None if is_token is None else causal_mask(positions, positions)
+        return Call(0, positions, mask, is_token, tokens)
+
+    def commit(self, call):
+        pass
 
 
 class Cache:
-    """One entry per block, at the block's index, and the one position that all of them share.
+    """One entry for each layer, at the layer's index, and the slots that all of them share.
 
-    An entry is a KV, an SSM, or None for a block that keeps nothing; Ids may stand behind them all.
+    An entry is a KV, an SSM, or None for a layer without state. nanochat_2026 adds one more entry
+    at the end, the token ids.
     """
-
-    static = False  # a cuda_graph.Static places its tokens itself
 
     def __init__(self, entries, batch, max_length, device):
         self.entries = entries
         self.max_length = max_length
-        self.length = 0  # columns in use
-        self.ragged = False  # whether any column may be padding
+        self.length = 0  # slots in use
+        self.has_padding = False  # whether a slot in use may be padding
         self.positions = torch.full((batch, max_length), PADDING, device=device)
-        self.tokens = torch.zeros((batch, 1), dtype=torch.long, device=device)  # seen, per row
-        self.history = object()  # another one after each change that is not a forward's
+        self.counts = torch.zeros((batch, 1), dtype=torch.long, device=device)  # tokens of each row
+        # Replaced by each change other than a commit, so that old savepoints are detected.
+        self.epoch = object()
 
-    def extend_by(self, step):
-        """Move on over the tokens of `step`; the last thing that a model's forward does."""
-        self.length = step.start + step.positions.shape[1]
-        self.tokens = torch.maximum(self.tokens, step.positions.amax(1, keepdim=True) + 1)
+    def begin(self, batch, tokens, attention_mask=None):
+        """Give the tokens of a call their slots, positions and mask.
+
+        attention_mask (b, t) is 1 for a token and 0 for padding, on either side; None: all tokens.
+        Returns a Call. Raises ValueError for no tokens, a mask of another shape or dtype, another
+        number of rows, or too few free slots.
+        """
+        check_call(batch, tokens, attention_mask)
+        start, end = self.length, self.length + tokens
+        if batch != len(self.positions):
+            raise ValueError(f"the cache has {len(self.positions)} rows; this call has {batch}")
+        if end > self.max_length:
+            raise ValueError(
+                f"the cache holds {self.max_length} tokens a row, {start} are used and {tokens} "
+                f"more are asked for; make it with max_length={end} or more"
+            )
+        device = self.positions.device
+        positions, is_token = number_tokens(self.counts, batch, tokens, attention_mask, device)
+        self.positions[:, start:end] = positions
+        padded = self.has_padding or is_token is not None
+        mask = causal_mask(positions, self.positions[:, :end]) if padded else None
+        return Call(start, positions, mask, is_token, self.max_length)
+
+    def commit(self, call):
+        """Make a call's tokens part of the cache: the last step of a model's forward."""
+        self.length = call.first_slot + call.positions.shape[1]
+        self.has_padding |= call.is_token is not None
+        self.counts = torch.maximum(self.counts, call.positions.amax(1, keepdim=True) + 1)
         for entry in self.entries:
             if isinstance(entry, SSM):
                 entry.commit()
 
-    def clone(self):
-        """A cache of its own memory that goes on from here; neither ever touches the other."""
-        return copy.deepcopy(self)
-
-    def reorder(self, rows):
-        """Keep the rows named, in that order; a row may be named several times, or not at all."""
-        rows = torch.as_tensor(rows, device=self.positions.device)
-        self.history = object()
-        self.positions, self.tokens = self.positions[rows], self.tokens[rows]
-        for entry in self.entries:
-            if entry is not None:
-                entry.reorder(rows)
+    # --- Ways to go back ---
 
     @property
-    def recurrent(self):
-        """Whether there is a Mamba-2 block: what its state has taken in, it cannot give back."""
+    def has_ssm(self):
+        """Whether any layer has an SSM state, which cannot be truncated."""
         return any(isinstance(entry, SSM) for entry in self.entries)
 
-    def mark(self):
-        """Where the cache stands now, for `back`; nothing is copied.
+    def savepoint(self):
+        """A point for `rollback`. Nothing is copied.
 
-        A call writes its keys behind those that are there, and replaces each Mamba-2 state by
-        another, so that lengths and the states themselves are all there is to remember.
+        Later calls write their keys into later slots and replace each SSM state by a new one. So
+        the length and references to the states are enough.
         """
         states = [(entry.window, entry.state) for entry in self.entries if isinstance(entry, SSM)]
-        return Mark(self.history, self.length, self.ragged, self.tokens, states)
+        return Savepoint(self.epoch, self.length, self.has_padding, self.counts, states)
 
     @torch.inference_mode()
-    def back(self, mark):
-        """Forget all calls since the mark; all but these calls makes it worthless.
+    def rollback(self, savepoint):
+        """Undo all calls since the savepoint.
 
-        Raises ValueError if the cache was truncated, reordered or restored since, or is another.
+        Raises ValueError if it is another cache's, or if this one was truncated, reordered or
+        restored since.
         """
-        if mark.history is not self.history or mark.length > self.length:
-            raise ValueError("the mark is of another cache, or from before it was changed by hand")
-        self.length, self.ragged, self.tokens = mark.length, mark.ragged, mark.tokens
+        if savepoint.epoch is not self.epoch or savepoint.length > self.length:
+            raise ValueError("the savepoint is of another cache, or from before this one's change")
+        self.length, self.has_padding = savepoint.length, savepoint.has_padding
+        self.counts = savepoint.counts
         self.positions[:, self.length :] = PADDING
-        recurrent = [entry for entry in self.entries if isinstance(entry, SSM)]
-        for entry, (window, state) in zip(recurrent, mark.states, strict=True):
+        layers = [entry for entry in self.entries if isinstance(entry, SSM)]
+        for entry, (window, state) in zip(layers, savepoint.states, strict=True):
             entry.window, entry.state = window, state
 
     @torch.inference_mode()
     def truncate(self, length):
-        """Forget all but the first `length` tokens of every row.
+        """Keep the first `length` tokens of every row.
 
-        Raises ValueError if length is negative or more than the longest row has, or if the cache is
-        recurrent.
+        Raises ValueError if length is negative, if it is more than the longest row has, or if the
+        cache has SSM states.
         """
-        if self.recurrent:
+        if self.has_ssm:
             raise ValueError(
-                "a cache with Mamba-2 states cannot be truncated; take a snapshot() where it may "
-                "have to go back to, and restore() that"
+                "a cache with Mamba-2 states cannot be truncated; take a savepoint() or a "
+                "snapshot() first, and go back to that"
             )
-        longest = int(self.tokens.max())
+        longest = int(self.counts.max())
         if not 0 <= length <= longest:
             raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
-        self.history = object()
+        self.epoch = object()
         self.positions[self.positions >= length] = PADDING
-        self.tokens = self.tokens.clamp(max=length)
+        self.counts = self.counts.clamp(max=length)
         used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
         self.length = int(used[-1]) + 1 if len(used) else 0
 
-    def held(self, length):
-        """Views of all that `length` columns are, by name."""
-        views = {"positions": self.positions[:, :length], "tokens": self.tokens}
+    def tensors(self, length):
+        """Views of all tensors, cut to the first `length` slots, by name."""
+        views = {"positions": self.positions[:, :length], "counts": self.counts}
         for i, entry in enumerate(self.entries):
             if entry is not None:
-                views |= {f"entries.{i}.{name}": view for name, view in entry.held(length).items()}
+                named = entry.tensors(length)
+                views |= {f"entries.{i}.{name}": view for name, view in named.items()}
         return views
 
     def snapshot(self):
-        """All that the cache holds now, in memory of its own: {name: tensor}."""
-        views = self.held(self.length).items()
+        """A copy of all that the cache holds: {name: tensor}."""
+        views = self.tensors(self.length).items()
         return {name: view.clone(memory_format=torch.contiguous_format) for name, view in views}
 
     @torch.inference_mode()
     def restore(self, snapshot):
-        """Go back to a snapshot: of this cache, or of another with such blocks and as many rows.
+        """Take over a snapshot of this cache, or of another of the same model and batch.
 
         Raises ValueError if the snapshot does not fit, and then changes nothing.
         """
         length = snapshot["positions"].shape[1] if "positions" in snapshot else 0
         if length > self.max_length:
-            raise ValueError(f"the snapshot has {length} columns, the cache {self.max_length}")
-        views = self.held(length)
-        found, wanted = (
+            raise ValueError(f"the snapshot has {length} slots, the cache {self.max_length}")
+        views = self.tensors(length)
+        given, wanted = (
             {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
             for tensors in (snapshot, views)
         )
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
+        for name in sorted(given.keys() | wanted.keys()):
+            if given.get(name) != wanted.get(name):
                 raise ValueError(
-                    f"the snapshot is of another model or batch: {name} is {found.get(name)}, "
+                    f"the snapshot is of another model or batch: {name} is {given.get(name)}, "
                     f"not {wanted.get(name)}"
                 )
-        self.history = object()
+        self.epoch = object()
         for name, view in views.items():
             view.copy_(snapshot[name])
         self.length = length
-        self.ragged = bool((self.positions[:, :length] == PADDING).any())
+        self.has_padding = bool((self.positions[:, :length] == PADDING).any())
 
     def save(self, path, ids):
-        """Write what the cache holds to a safetensors file, with the ids that it stands for.
+        """Write a snapshot to a safetensors file, with the token ids that it was made from.
 
-        ids has a list of token ids for each row. Raises ValueError if their number is not the
-        cache's. The file appears only once it is whole.
+        ids has one list for each row. Raises ValueError if they are not as many as the cache holds.
+        The file appears only when it is complete.
         """
-        given, held = [len(row) for row in ids], self.tokens[:, 0].tolist()
+        given, held = [len(row) for row in ids], self.counts[:, 0].tolist()
         if given != held:
             raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
         path = Path(path)
@@ -262,15 +329,15 @@ class Cache:
             partial.unlink(missing_ok=True)
 
     def load(self, path):
-        """Take over what `save` wrote, for the same model; returns its ids, a list for each row.
+        """Restore what `save` wrote, for the same model; return its ids, one list for each row.
 
-        Raises FileNotFoundError, or ValueError for a file that is not whole or does not fit.
+        Raises FileNotFoundError, or ValueError for a file that is incomplete or does not fit.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 ids = json.loads((file.metadata() or {})["ids"])
                 snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if [len(row) for row in ids] != snapshot["tokens"][:, 0].tolist():
+            if [len(row) for row in ids] != snapshot["counts"][:, 0].tolist():
                 raise ValueError("its ids are not those that it holds")
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a cache that was saved whole ({error})") from None
@@ -280,19 +347,38 @@ class Cache:
             raise ValueError(f"{path}: {error}") from None
         return ids
 
+    def clone(self):
+        """A deep copy. Neither cache ever changes the other."""
+        return copy.deepcopy(self)
 
-def place(cache, attention_mask, batch, tokens, device):
-    """Give a call's tokens their columns, their positions and their mask; returns a Step.
+    def reorder(self, rows):
+        """Keep the given rows, in that order. A row may be given several times, or not at all."""
+        rows = torch.as_tensor(rows, device=self.positions.device)
+        self.epoch = object()
+        self.positions, self.counts = self.positions[rows], self.counts[rows]
+        for entry in self.entries:
+            if entry is not None:
+                entry.reorder(rows)
 
-    cache may be None: the plain full pass. attention_mask (b, t) is 1 for a token and 0 for
-    padding, on either side; None is all tokens.
-    Raises ValueError for no tokens, a mask of another shape or of fractions (an additive one), a
-    cache with other rows or with too little room.
-    """
+
+@dataclass(frozen=True)
+class Savepoint:
+    """What `Cache.savepoint` returns and `Cache.rollback` takes."""
+
+    epoch: object  # the cache's own then
+    length: int
+    has_padding: bool
+    counts: torch.Tensor
+    states: list  # (window, state) of each Mamba-2 layer
+
+
+# --- What `begin` computes ---
+
+
+def check_call(batch, tokens, attention_mask):
+    """Raise ValueError for a call without tokens or with a mask that cannot be read."""
     if tokens == 0:
         raise ValueError("a call needs at least one token a row")
-    if cache is not None and cache.static:
-        return cache.place()
     if attention_mask is not None and attention_mask.is_floating_point():
         raise ValueError("attention_mask holds fractions; it must be 1 for a token, 0 for padding")
     if attention_mask is not None and attention_mask.shape != (batch, tokens):
@@ -300,31 +386,22 @@ def place(cache, attention_mask, batch, tokens, device):
             f"attention_mask is {tuple(attention_mask.shape)}; it must be {(batch, tokens)}, "
             "for the tokens of this call (the cache remembers those before)"
         )
-    start = 0 if cache is None else cache.length
-    end = start + tokens
-    if cache is not None and batch != len(cache.positions):
-        raise ValueError(f"the cache has {len(cache.positions)} rows; this call has {batch}")
-    if cache is not None and end > cache.max_length:
-        raise ValueError(
-            f"the cache holds {cache.max_length} tokens a row, {start} are used and {tokens} more "
-            f"are asked for; make it with max_length={end} or more"
-        )
 
-    ragged = attention_mask is not None or (cache is not None and cache.ragged)
-    before = 0 if cache is None else cache.tokens
-    real = None
+
+def number_tokens(counts, batch, tokens, attention_mask, device):
+    """Positions (b, t) of a call's tokens, and is_token (b, t) or None, as in Call.
+
+    counts (b, 1) or 0: the tokens that each row has before this call.
+    """
     if attention_mask is None:
-        positions = before + torch.arange(tokens, device=device).expand(batch, tokens)  # (b, t)
-    else:
-        real = attention_mask.to(device) != 0
-        positions = (before + real.cumsum(1) - 1).masked_fill(~real, PADDING)  # (b, t)
-    if cache is not None:
-        cache.ragged = ragged
-        cache.positions[:, start:end] = positions
-    if not ragged:
-        return Step(start, positions, None, real)
-    seen = (positions if cache is None else cache.positions[:, :end])[:, None, :]
-    query = positions[:, :, None]
-    mask = (seen <= query) & (seen != PADDING)  # (b, t, s)
-    # A padding query looks at everything: its output is unread, but a softmax over nothing is nan.
-    return Step(start, positions, (mask | (query == PADDING))[:, None], real)
+        return counts + torch.arange(tokens, device=device).expand(batch, tokens), None
+    is_token = attention_mask.to(device) != 0
+    return (counts + is_token.cumsum(1) - 1).masked_fill(~is_token, PADDING), is_token
+
+
+def causal_mask(query, key):
+    """(b, 1, t, s), True where the token at position query (b, t) may see the one at key (b, s)."""
+    query, key = query[:, :, None], key[:, None, :]
+    mask = (key <= query) & (key != PADDING)  # (b, t, s)
+    # Padding sees everything. Nobody reads its output, but a softmax over nothing would be nan.
+    return (mask | (query == PADDING))[:, None]

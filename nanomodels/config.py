@@ -1,10 +1,17 @@
-"""Typed reading of a Hub config.json: what is not a number is refused by the name of its key."""
+"""Reading a Hub config.json with type checks; a wrong value is refused by the name of its key."""
 
+import dataclasses
 import math
 
 
-class Keys:
-    """The keys of a config.json; null counts as absent.
+def one_field_a_line(config):
+    """A dataclass as text, for print(config)."""
+    fields = (f"    {f.name}={getattr(config, f.name)!r}," for f in dataclasses.fields(config))
+    return "\n".join(("Config(", *fields, ")"))
+
+
+class ConfigReader:
+    """Reads the keys of a config.json, given as a dict; null counts as absent.
 
     spellings {key: (name, ...)}: keys that published configs write in several ways.
     """
@@ -13,33 +20,33 @@ class Keys:
         self.hub, self.spellings = hub, spellings or {}
 
     def value(self, key, default):
-        """What the config says, in any spelling; ValueError where two of them disagree."""
+        """The value in any spelling. Raises ValueError if two spellings disagree."""
         names = self.spellings.get(key, (key,))
-        found = {name: self.hub[name] for name in names if self.hub.get(name) is not None}
-        values = list(found.values())
+        given = {name: self.hub[name] for name in names if self.hub.get(name) is not None}
+        values = list(given.values())
         if any(value != values[0] for value in values[1:]):
-            raise ValueError(f"{found} disagree; they are one number")
+            raise ValueError(f"{given} disagree; they are one number")
         return values[0] if values else default
 
     def number(self, key, default, above=None):
-        """A finite number, above `above` if that is given; None stays None."""
-        found = self.value(key, default)
-        good = found is None or (type(found) in (int, float) and math.isfinite(found))
-        if not good or (None not in (found, above) and found <= above):
+        """A finite number, greater than `above` if that is given; None stays None."""
+        given = self.value(key, default)
+        good = given is None or (type(given) in (int, float) and math.isfinite(given))
+        if not good or (None not in (given, above) and given <= above):
             bound = "" if above is None else f" above {above}"
-            raise ValueError(f"{key} is {found!r}; it must be a number{bound}")
-        return found
+            raise ValueError(f"{key} is {given!r}; it must be a number{bound}")
+        return given
 
     def size(self, key, default):
         """A whole number from 1 to 2^24."""
-        found = self.value(key, default)
-        if type(found) is not int or not 1 <= found <= 2**24:
-            raise ValueError(f"{key} is {found!r}; it must be a whole number above 0, at most 2^24")
-        return found
+        given = self.value(key, default)
+        if type(given) is not int or not 1 <= given <= 2**24:
+            raise ValueError(f"{key} is {given!r}; it must be a whole number above 0, at most 2^24")
+        return given
 
     def flag(self, key, default):
         """true or false."""
-        found = self.value(key, default)
-        if type(found) is not bool:
-            raise ValueError(f"{key} is {found!r}; it must be true or false")
-        return found
+        given = self.value(key, default)
+        if type(given) is not bool:
+            raise ValueError(f"{key} is {given!r}; it must be true or false")
+        return given

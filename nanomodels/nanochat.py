@@ -10,15 +10,19 @@
                    q, k = norm(rotate(q)), norm(rotate(k))
                    o_proj(softmax(q k^T / sqrt(d), causal) v)
 
-What is unusual: no norm has a weight, and one stands right behind the embedding; queries and keys
-are normalised after the rotation ("QK norm"); the rotation turns by -theta, not theta; the MLP has
-no gate; the head is untied, and its logits are capped softly, in float32.
+What is unusual: no norm has a weight, and there is one after the embedding. Queries and keys are
+normalised after the rotation ("QK norm"). The MLP has no gate. The head is not tied to the
+embedding, and its logits are capped softly, in float32. The rotation turns by minus the angle. That
+makes no difference to the model, because q k^T depends on differences of positions alone; but the
+checkpoints were trained with it.
 
-Shapes: b batch, t tokens in this call, s tokens seen, m model width, f MLP width, h heads, g heads
+Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
 of keys and values (h/g queries share one), d head width.
 
+`load` may replace an nn.Linear by one of linears/, which computes the same product.
+
 Sources: transformers 5.23.0 models/nanochat/modeling_nanochat.py; karpathy/nanochat 306bc38
-(2025-10-16) nanochat/gpt.py. Checkpoints of nanochat from 2026-01-11 on have more in them.
+(2025-10-16) nanochat/gpt.py. nanochat_2026.py is the decoder of nanochat from 2026-01-11 on.
 """
 
 from dataclasses import dataclass
@@ -28,75 +32,34 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, Cache, place
-from nanomodels.config import Keys
+from nanomodels.cache import KV, Cache, NoCache
+from nanomodels.config import ConfigReader, one_field_a_line
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int
-    hidden_size: int  # m
-    intermediate_size: int  # f
-    num_hidden_layers: int
-    num_attention_heads: int  # h
-    num_key_value_heads: int  # g
-    head_dim: int  # d
-    max_position_embeddings: int  # context length
-    rms_norm_eps: float
-    final_logit_softcapping: float | None  # None: logits as they are
-    attention_bias: bool
-    tie_word_embeddings: bool
-    rope: Rope
+    """The defaults are a tiny model."""
 
+    vocab_size: int = 256
+    hidden_size: int = 128  # m
+    intermediate_size: int = 512  # f
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4  # h
+    num_key_value_heads: int = 4  # g
+    head_dim: int = 32  # d
+    max_position_embeddings: int = 256  # context length
+    rms_norm_eps: float = 1e-6
+    final_logit_softcapping: float | None = 15.0  # None: no cap
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope: Rope | None = None  # None: Rope(head_dim, max_position_embeddings)
 
-def config_from_hub(hub):
-    """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
-
-    Raises ValueError naming the key for anything that this file does not implement.
-    """
-    keys = Keys(hub)
-    if keys.value("hidden_act", "relu2") != "relu2":
-        raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
-    hidden_size, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 6)
-    groups = keys.size("num_key_value_heads", heads)
-    if heads % groups:
-        raise ValueError(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
-        )
-    if hub.get("head_dim") is None and hidden_size % heads:
-        raise ValueError(
-            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
-        )
-    head_dim = keys.size("head_dim", hidden_size // heads)
-    context = keys.size("max_position_embeddings", 2048)
-    rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
-    if rope.dim != head_dim:
-        raise ValueError("partial_rotary_factor must be 1: nanochat rotates the whole head")
-    # An absent key is transformers' default; an explicit null is nanochat's own rule, 4 m, for the
-    # one, and no capping for the other.
-    ffn, cap = keys.size("intermediate_size", 8192), keys.number("final_logit_softcapping", 15.0, 0)
-    ffn = 4 * hidden_size if hub.get("intermediate_size", ffn) is None else ffn
-    cap = None if hub.get("final_logit_softcapping", cap) is None else cap
-    return Config(
-        vocab_size=keys.size("vocab_size", 50304),
-        hidden_size=hidden_size,
-        intermediate_size=ffn,
-        num_hidden_layers=keys.size("num_hidden_layers", 12),
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=head_dim,
-        max_position_embeddings=context,
-        rms_norm_eps=keys.number("rms_norm_eps", 1e-6, above=0),
-        final_logit_softcapping=cap,
-        attention_bias=keys.flag("attention_bias", False),
-        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
-        rope=rope,
-    )
+    __str__ = one_field_a_line
 
 
 def rms_norm(x, eps):
-    """Divide by the root mean square over the last dimension, in float32; there is no weight."""
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in float32; there is no weight."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).type_as(x)
 
 
@@ -118,7 +81,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(m, g * d, bias=bias)
         self.o_proj = nn.Linear(h * d, m, bias=bias)
 
-    def forward(self, x, cos, sin, step, kv):
+    def forward(self, x, cos, sin, call, kv):
         b, t, _ = x.shape
         q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
         k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
@@ -127,8 +90,8 @@ class Attention(nn.Module):
         q = rms_norm(rotate(q.float(), cos, sin), self.eps).type_as(v)
         k = rms_norm(rotate(k.float(), cos, sin), self.eps).type_as(v)
         if kv is not None:
-            k, v = kv.extend(k, v, step.start)  # (b, g, s, d)
-        y = attend(q, k, v, step.mask)  # (b, h, t, d)
+            k, v = kv.extend(k, v, call.first_slot)  # (b, g, s, d)
+        y = attend(q, k, v, call.mask)  # (b, h, t, d)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
 
 
@@ -149,38 +112,25 @@ class Layer(nn.Module):
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, step, kv):
-        x = x + self.self_attn(rms_norm(x, self.eps), cos, sin, step, kv)
+    def forward(self, x, cos, sin, call, kv):
+        x = x + self.self_attn(rms_norm(x, self.eps), cos, sin, call, kv)
         return x + self.mlp(rms_norm(x, self.eps))
 
 
 class NanoChat(nn.Module):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
+    stop_ids = ()  # ids that end generation; set by load
 
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.rope = config.rope or Rope(config.head_dim, config.max_position_embeddings)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-
-    @property
-    def context_length(self):
-        """The most tokens that the model is made to look back on."""
-        rope = self.config.rope
-        stretch = rope.factor if rope.rope_type == "dynamic" else 1
-        return int(self.config.max_position_embeddings * stretch)
-
-    def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
-        weight = self.embed_tokens.weight
-        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
-        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
-        return Cache(entries, batch, max_length, weight.device)
 
     def forward(
         self,
@@ -194,30 +144,104 @@ class NanoChat(nn.Module):
     ):
         """Logits of the token after each token: (b, t, vocab), float32.
 
-        input_ids (b, t), or inputs_embeds (b, t, m) in their place; attention_mask (b, t), 1 for a
-        token and 0 for padding on either side; position_ids (b, t) changes the rotation alone, by
-        default each row counts its tokens from 0. logits_to_keep=n gives the last n positions only.
-        With a cache the tokens follow those that it holds, and it holds them too afterwards.
+        input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
+        and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
+        default each row counts its tokens from 0. logits_to_keep=n: only of the last n tokens.
+        With a cache, the tokens continue it and are added to it.
         """
+        x = self.hidden(
+            input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        )
+        logits = self.lm_head(x).float()
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def hidden(
+        self,
+        input_ids=None,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
-        step = place(cache, attention_mask, b, t, x.device)
-        cos, sin = rotation(
-            self.config.rope,
-            step.positions if position_ids is None else position_ids,
-            length=t if cache is None else cache.max_length,
-        )
+        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        call = cache.begin(b, t, attention_mask)
+        positions = call.positions if position_ids is None else position_ids  # (b, t)
+        cos, sin = rotation(self.rope, positions, call.max_length)
         x = rms_norm(x, self.config.rms_norm_eps)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, step, None if cache is None else cache.entries[i])
-        if cache is not None:
-            cache.extend_by(step)
-        x = rms_norm(x[:, -logits_to_keep:], self.config.rms_norm_eps)  # -0 keeps all
-        logits = self.lm_head(x).float()
-        cap = self.config.final_logit_softcapping
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        for layer, kv in zip(self.layers, cache.entries, strict=True):
+            x = layer(x, cos, sin, call, kv)
+        cache.commit(call)
+        x = x[:, -logits_to_keep:]  # 0 keeps all, because x[:, -0:] is x[:, 0:]
+        return rms_norm(x, self.config.rms_norm_eps)
+
+    def new_cache(self, batch, max_length):
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        weight = self.embed_tokens.weight
+        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
+        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
+        return Cache(entries, batch, max_length, weight.device)
+
+    @property
+    def context_length(self):
+        """Maximum context length in tokens."""
+        return self.rope.context_length
+
+
+# --- Checkpoints of the Hub, and of nanochat ---
+
+
+def config_from_hub(hub):
+    """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
+
+    Raises ValueError naming the key for anything that this file does not implement.
+    """
+    keys = ConfigReader(hub)
+    if keys.value("hidden_act", "relu2") != "relu2":
+        raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
+    hidden_size, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 6)
+    groups = keys.size("num_key_value_heads", heads)
+    if heads % groups:
+        raise ValueError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+        )
+    if hub.get("head_dim") is None and hidden_size % heads:
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
+        )
+    head_dim = keys.size("head_dim", hidden_size // heads)
+    context = keys.size("max_position_embeddings", 2048)
+    rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
+    if rope.dim != head_dim:
+        raise ValueError("partial_rotary_factor must be 1: nanochat rotates the whole head")
+    # An absent key has transformers' default. An explicit null means 4 m, and no cap.
+    width, cap = keys.size("intermediate_size", 8192), 15.0
+    if hub.get("intermediate_size", width) is None:
+        width = 4 * hidden_size
+    cap = keys.number("final_logit_softcapping", cap, above=0)
+    if hub.get("final_logit_softcapping", cap) is None:
+        cap = None
+    return Config(
+        vocab_size=keys.size("vocab_size", 50304),
+        hidden_size=hidden_size,
+        intermediate_size=width,
+        num_hidden_layers=keys.size("num_hidden_layers", 12),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6, above=0),
+        final_logit_softcapping=cap,
+        attention_bias=keys.flag("attention_bias", False),
+        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
+        rope=rope,
+    )
 
 
 # `architectures` in config.json -> class; the first where there is none.
@@ -238,7 +262,8 @@ HUB_NAMES = {
     "model.layers.{}.mlp.fc2.weight": "layers.{}.mlp.fc2.weight",
     "lm_head.weight": "lm_head.weight",
 }
-NATIVE_NAMES = {
+# The same for nanochat's own checkpoints.
+NANOCHAT_NAMES = {
     "transformer.wte.weight": "embed_tokens.weight",
     "transformer.h.{}.attn.c_q.weight": "layers.{}.self_attn.q_proj.weight",
     "transformer.h.{}.attn.c_k.weight": "layers.{}.self_attn.k_proj.weight",
@@ -249,11 +274,11 @@ NATIVE_NAMES = {
     "lm_head.weight": "lm_head.weight",
 }
 
-# A training folder has no generation_config.json; this is scripts/chat_cli.py's.
+# nanochat's scripts/chat_cli.py; its checkpoint folders have no generation_config.json.
 GENERATION_CONFIG = {"do_sample": True, "temperature": 0.6, "top_k": 50}
 
-# meta.json -> config.json.
-NATIVE_KEYS = {
+# Key of nanochat's meta_XXXXXX.json -> key of config.json.
+NANOCHAT_KEYS = {
     "sequence_len": "max_position_embeddings",
     "vocab_size": "vocab_size",
     "n_layer": "num_hidden_layers",
@@ -263,21 +288,21 @@ NATIVE_KEYS = {
 }
 
 
-def hub_config(model_config):
-    """config.json for the `model_config` of nanochat's meta_XXXXXX.json, as a dict.
+def config_from_nanochat(model_config):
+    """config.json, as a dict, for the `model_config` of nanochat's meta_XXXXXX.json.
 
-    The rest of it is in nanochat's code alone. Raises ValueError for a key that is not there.
+    The constants are in nanochat's code alone. Raises ValueError for a missing key.
     """
-    missing = [key for key in NATIVE_KEYS if key not in model_config]
+    missing = [key for key in NANOCHAT_KEYS if key not in model_config]
     if missing:
         raise ValueError(f"model_config lacks {', '.join(missing)}")
     width = model_config["n_embd"]
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
-        **{hub: model_config[native] for native, hub in NATIVE_KEYS.items()},
+        **{hub: model_config[key] for key, hub in NANOCHAT_KEYS.items()},
         "intermediate_size": 4 * width if isinstance(width, int) else None,
-        "rms_norm_eps": torch.finfo(torch.float32).eps,  # what F.rms_norm takes without one
+        "rms_norm_eps": torch.finfo(torch.float32).eps,  # F.rms_norm's default
         "final_logit_softcapping": 15.0,
         "rope_theta": 10000.0,
     }

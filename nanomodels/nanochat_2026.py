@@ -16,19 +16,21 @@
                    q, k = qk_scale * norm(rotate(q)), qk_scale * norm(rotate(k))
                    o_proj(softmax(q k^T / sqrt(d), causal, at most window[i] tokens back) v)
 
-It came in steps, `ERAS` below; smear and backout are the last. The constants of an era stand in
-nanochat's code alone, so an era is told by the tensors that its checkpoints have.
+nanochat changed in steps, the eras: `ERAS` lists them. Smear and backout came last. The constants
+of an era are in nanochat's code alone, so `detect_era` tells the era from a checkpoint's tensors.
 
-What is unusual beside nanochat.py: every other layer, the last among them, adds an embedding of the
-token to its values, with a gate for each head; the smear looks at the embedding of the token before
-as it was without smear, so the cache keeps the ids and looks them up again (nanochat itself forgets
-that token where a prompt comes in pieces).
+What is unusual beside nanochat.py: every other layer, and the last, adds an embedding of the token
+to its values, with a gate for each head. Smear needs the embedding of the previous token as it was
+before smear. So the cache keeps the token ids, and the embedding is looked up again. (nanochat
+itself forgets the previous token at the start of a call.)
 
-A file of its own, because d20, d32, d34 and the Hub's `nanochat` have none of this: nanochat.py
-stays what they are, and neither file has a branch for the other.
+This is a file of its own because d20, d32, d34 and the Hub's `nanochat` have none of this. So
+neither file has a branch for the other.
 
-Shapes: b batch, t tokens in this call, s columns seen, m model width, f MLP width, h heads, g heads
+Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
 of keys and values (h/g queries share one), d head width.
+
+`load` may replace an nn.Linear by one of linears/, which computes the same product.
 
 Source: karpathy/nanochat nanochat/gpt.py at the commits in ERAS, up to 92d63d4 (2026-07-03).
 """
@@ -42,130 +44,59 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, PADDING, Cache, Ids, place
-from nanomodels.config import Keys
+from nanomodels.cache import KV, PADDING, Cache, Ids, NoCache, causal_mask
+from nanomodels.config import ConfigReader, one_field_a_line
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 SMEAR_CHANNELS = 24
 
 
 @dataclass(frozen=True)
-class Era:
-    """What nanochat's code said from a date on, and no checkpoint says."""
-
-    commit: str
-    rope_theta: float
-    qk_scale: float  # of normalised queries and keys, each
-    short: Callable  # context length -> how far back an S of window_pattern looks
-    softcap: float
-    gate: tuple | None  # channels and scale of the value embeddings' gate; None: no such embeddings
-    smear: bool  # and backout
-
-
-def tiles(context, parts):
-    """A part of the context, rounded up to 128, the tile of FlashAttention 3."""
-    return -(-context // (parts * 128)) * 128
-
-
-FIRST = "2025-10-13"  # nanochat.py
-# The first that fits a checkpoint's tensors is taken: a softcap of 20 must be asked for.
-ERAS = {
-    "2026-01-11": Era("aa530cd", 10_000.0, 1.0, lambda n: n // 2, 15.0, None, False),
-    "2026-01-18": Era("e85db6b", 10_000.0, 1.0, lambda n: n // 2, 15.0, (32, 2.0), False),
-    "2026-03-03": Era("aba30cb", 10_000.0, 1.0, lambda n: n // 2, 20.0, (32, 2.0), False),
-    "2026-03-09": Era("6ed7d1d", 100_000.0, 1.15, lambda n: tiles(n, 3), 15.0, (12, 3.0), False),
-    "2026-03-14": Era("a825e63", 100_000.0, 1.2, lambda n: tiles(n, 4), 15.0, (12, 3.0), True),
-}
-
-
-@dataclass(frozen=True)
 class Config:
-    vocab_size: int
-    hidden_size: int  # m
-    intermediate_size: int  # f
-    num_hidden_layers: int
-    num_attention_heads: int  # h
-    num_key_value_heads: int  # g
-    head_dim: int  # d
-    max_position_embeddings: int  # context length
-    windows: tuple[int, ...]  # of each layer: a token looks at itself and so many before it
-    rms_norm_eps: float
-    final_logit_softcapping: float
-    qk_scale: float
-    gate: tuple[int, float] | None  # as in Era
-    smear: bool
-    rope: Rope
+    """The defaults are a tiny model."""
+
+    vocab_size: int = 256
+    hidden_size: int = 128  # m
+    intermediate_size: int = 512  # f
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4  # h
+    num_key_value_heads: int = 4  # g
+    head_dim: int = 32  # d
+    max_position_embeddings: int = 256  # context length
+    # Of each layer: how many earlier tokens a token sees.
+    windows: tuple[int, ...] = (64, 64, 64, 256)
+    rms_norm_eps: float = 1e-6
+    final_logit_softcapping: float = 15.0
+    qk_scale: float = 1.2
+    gate: tuple[int, float] | None = (12, 3.0)  # channels and scale; None: no value embeddings
+    smear: bool = True  # and backout
+    rope: Rope | None = None  # None: Rope(head_dim, max_position_embeddings)
+
+    __str__ = one_field_a_line
 
     def has_values(self, i):
-        """Whether layer i has a value embedding: the last one, and every other before it."""
+        """Whether layer i has a value embedding: the last layer, and every other one before it."""
         return self.gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
 
 
-NATIVE_KEYS = (
-    *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"),
-    "window_pattern",
-)
+class KeepFloat32(nn.Module):
+    """A module whose parameters named in `float32` stay float32 when the model is cast."""
 
+    float32 = ()
 
-def hub_config(model_config, era):
-    """config.json for the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS."""
-    return {
-        "architectures": ["NanoChat2026"],
-        "model_type": "nanochat_2026",
-        **{key: model_config[key] for key in NATIVE_KEYS if key in model_config},
-        "era": era,
-    }
-
-
-def config_from_hub(hub):
-    """Read a config.json: nanochat's own keys, and the era.
-
-    Raises ValueError naming the key for anything that this file does not implement.
-    """
-    names = NATIVE_KEYS[:-1]
-    missing = [key for key in names if key not in hub]
-    if missing:
-        raise ValueError(f"model_config lacks {', '.join(missing)}")
-    if hub.get("era") not in ERAS:
-        raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
-    keys, era = Keys(hub), ERAS[hub["era"]]
-    context, vocab_size, layers, heads, groups, m = (keys.size(name, None) for name in names)
-    if m % heads or heads % groups or m // heads % 2:
-        raise ValueError(
-            f"n_embd {m}, n_head {heads} and n_kv_head {groups} do not go together: each must be a "
-            "multiple of the next, the first an even one"
-        )
-    channels = max(SMEAR_CHANNELS if era.smear else 0, era.gate[0] if era.gate else 0)
-    if m < channels:
-        raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
-    pattern = keys.value("window_pattern", "L")  # nanochat's own reading of a file without one
-    if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
-        raise ValueError(f"window_pattern is {pattern!r}; it must be letters S and L")
-    reach = {"S": era.short(context), "L": context}
-    windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
-    return Config(
-        vocab_size=vocab_size,
-        hidden_size=m,
-        intermediate_size=4 * m,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=m // heads,
-        max_position_embeddings=context,
-        windows=(*windows[:-1], reach["L"]),  # the last layer is an L, whatever the pattern says
-        rms_norm_eps=torch.finfo(torch.float32).eps,  # what F.rms_norm takes without one
-        final_logit_softcapping=era.softcap,
-        qk_scale=era.qk_scale,
-        gate=era.gate,
-        smear=era.smear,
-        rope=rope_from_hub(
-            {"max_position_embeddings": context, "rope_theta": era.rope_theta}, m // heads
-        ),
-    )
+    def _apply(self, fn, recurse=True):
+        """What nn.Module calls for .to(), .bfloat16(), .cuda() and the like."""
+        kept = {name: getattr(self, name).data for name in self.float32}
+        super()._apply(fn, recurse)
+        for name, data in kept.items():
+            parameter = getattr(self, name)
+            if not data.is_meta:
+                parameter.data = data.to(parameter.device)
+        return self
 
 
 def rms_norm(x, eps):
-    """Divide by the root mean square over the last dimension, in float32; there is no weight."""
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in float32; there is no weight."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).type_as(x)
 
 
@@ -176,28 +107,28 @@ def rotate(x, cos, sin):
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)  # (b, h, t, d)
 
 
-def window_mask(step, seen, window):
-    """The mask of a layer that looks at most `window` tokens back; seen (b, s) are all positions.
+def window_mask(call, seen, window):
+    """The mask (b, 1, t, s) of a layer whose tokens see at most `window` earlier ones.
 
-    (b, 1, t, s), or step.mask where nothing is out of reach.
+    seen (b, s) are the positions in all slots. Returns call.mask if no token is too far back.
     """
     if seen.shape[1] <= window + 1:
-        return step.mask
-    query, key = step.positions[:, :, None], seen[:, None, :]
-    mask = (key <= query) & (key >= query - window) & (key != PADDING)  # (b, t, s)
-    return (mask | (query == PADDING))[:, None]  # as in cache.place
+        return call.mask
+    query, key = call.positions[:, None, :, None], seen[:, None, None, :]
+    near = (key >= query - window) | (query == PADDING)  # (b, 1, t, s)
+    return causal_mask(call.positions, seen) & near
 
 
-def ids_before(ids, seen, positions):
-    """The id of the token before each of those at `positions` (b, t); any for the first of a row.
+def previous_ids(ids, seen, positions):
+    """The id of the token before each token at `positions` (b, t); any id for the first of a row.
 
-    ids, seen (b, s): of all columns, and their positions. Returns (b, t).
+    ids (b, s) and seen (b, s) are the ids and the positions in all slots. Returns (b, t).
     """
     b, s = seen.shape
-    columns = torch.arange(s, device=ids.device).expand(b, s)
-    # Of position p at p + 1; at 0 is padding's, if there is any.
-    column = columns.new_zeros(b, s + 1).scatter(1, seen + 1, columns)
-    return ids.gather(1, column.gather(1, positions.clamp(min=0)))
+    slots = torch.arange(s, device=ids.device).expand(b, s)
+    # slot[row, p + 1] is where position p of a row is; slot[row, 0] is a slot with padding.
+    slot = slots.new_zeros(b, s + 1).scatter(1, seen + 1, slots)
+    return ids.gather(1, slot.gather(1, positions.clamp(min=0)))
 
 
 class Attention(nn.Module):
@@ -217,7 +148,7 @@ class Attention(nn.Module):
         else:
             self.value_embed = None
 
-    def forward(self, x, ids, cos, sin, step, mask, kv):
+    def forward(self, x, ids, cos, sin, call, mask, kv):
         b, t, _ = x.shape
         q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
         k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
@@ -230,7 +161,7 @@ class Attention(nn.Module):
         q = (self.qk_scale * rms_norm(rotate(q.float(), cos, sin), self.eps)).type_as(v)
         k = (self.qk_scale * rms_norm(rotate(k.float(), cos, sin), self.eps)).type_as(v)
         if kv is not None:
-            k, v = kv.extend(k, v, step.start)  # (b, g, s, d)
+            k, v = kv.extend(k, v, call.first_slot)  # (b, g, s, d)
         y = attend(q, k, v, mask)  # (b, h, t, d)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
 
@@ -252,21 +183,21 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, i)
         self.mlp = MLP(config)
 
-    def forward(self, x, ids, cos, sin, step, mask, kv):
-        x = x + self.self_attn(rms_norm(x, self.eps), ids, cos, sin, step, mask, kv)
+    def forward(self, x, ids, cos, sin, call, mask, kv):
+        x = x + self.self_attn(rms_norm(x, self.eps), ids, cos, sin, call, mask, kv)
         return x + self.mlp(rms_norm(x, self.eps))
 
 
-class NanoChat2026(nn.Module):
+class NanoChat2026(KeepFloat32):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
-    # Stay so, whatever the dtype asked for.
+    stop_ids = ()  # ids that end generation; set by load
     float32 = ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
 
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.rope = config.rope or Rope(config.head_dim, config.max_position_embeddings)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.resid_lambdas = nn.Parameter(torch.ones(config.num_hidden_layers))
@@ -275,29 +206,15 @@ class NanoChat2026(nn.Module):
             self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
             self.smear_lambda = nn.Parameter(torch.zeros(1))
             self.backout_lambda = nn.Parameter(torch.zeros(1))
+        else:
+            self.float32 = ("resid_lambdas", "x0_lambdas")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    @property
-    def context_length(self):
-        """The most tokens that the model is made to look back on."""
-        return self.config.max_position_embeddings
-
-    def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device.
-
-        Behind the entries of the blocks there is one more, with the ids of the tokens.
-        """
-        weight = self.embed_tokens.weight
-        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
-        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
-        ids = Ids(torch.zeros(batch, max_length, dtype=torch.long, device=weight.device))
-        return Cache([*entries, ids], batch, max_length, weight.device)
-
-    def smear(self, x, before, step):
-        """Add to each embedding (b, t, m) some of that of the token `before` it (b, t)."""
-        prior = rms_norm(self.embed_tokens(before), self.config.rms_norm_eps)  # (b, t, m)
+    def smear(self, x, previous, call):
+        """Add to each embedding x (b, t, m) a part of that of the `previous` token (b, t)."""
+        prior = rms_norm(self.embed_tokens(previous), self.config.rms_norm_eps)  # (b, t, m)
         gate = self.smear_lambda[0] * self.smear_gate(x[..., :SMEAR_CHANNELS]).sigmoid()
-        return x + gate * (step.positions > 0)[..., None] * prior
+        return x + gate * (call.positions > 0)[..., None] * prior
 
     def forward(
         self,
@@ -311,43 +228,167 @@ class NanoChat2026(nn.Module):
     ):
         """Logits of the token after each token: (b, t, vocab), float32.
 
-        input_ids (b, t); attention_mask (b, t), 1 for a token and 0 for padding on either side;
-        position_ids (b, t) changes the rotation alone, by default each row counts its tokens from
-        0. logits_to_keep=n gives the last n positions only. With a cache the tokens follow those
-        that it holds, and it holds them too afterwards. inputs_embeds is refused: values and smear
-        are looked up by id.
+        input_ids (b, t). attention_mask (b, t) is 1 for a token and 0 for padding, on either side.
+        position_ids (b, t) changes the rotation alone; by default each row counts its tokens from
+        0. logits_to_keep=n: only of the last n tokens. inputs_embeds is refused, because value
+        embeddings and smear need the ids.
+        With a cache, the tokens continue it and are added to it.
         """
+        x = self.hidden(
+            input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        )
+        logits = self.lm_head(x).float()
+        cap = self.config.final_logit_softcapping
+        return cap * torch.tanh(logits / cap)
+
+    def hidden(
+        self,
+        input_ids=None,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("nanochat of 2026 looks its ids up again: give input_ids alone")
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
-        step = place(cache, attention_mask, b, t, input_ids.device)
-        seen, ids = step.positions, input_ids  # (b, s)
-        if cache is not None:
-            ids = cache.entries[-1].extend(input_ids, step.start)
+        no_cache = cache is None
+        cache = NoCache(len(self.layers) + 1, input_ids.device) if no_cache else cache
+        call = cache.begin(b, t, attention_mask)
+        seen, ids = call.positions, input_ids  # (b, s)
+        if not no_cache:
+            ids = cache.entries[-1].extend(input_ids, call.first_slot)
             seen = cache.positions[:, : ids.shape[1]]
-        cos, sin = rotation(
-            self.config.rope, step.positions if position_ids is None else position_ids, length=t
-        )
-        masks = {window: window_mask(step, seen, window) for window in {*self.config.windows}}
+        positions = call.positions if position_ids is None else position_ids  # (b, t)
+        cos, sin = rotation(self.rope, positions, call.max_length)
+        masks = {window: window_mask(call, seen, window) for window in {*self.config.windows}}
 
         x = rms_norm(self.embed_tokens(input_ids), eps)  # (b, t, m)
         if self.config.smear:
-            x = self.smear(x, ids_before(ids, seen, step.positions), step)
+            x = self.smear(x, previous_ids(ids, seen, call.positions), call)
         x0 = x
         for i, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
-            kv = None if cache is None else cache.entries[i]
-            x = layer(x, input_ids, cos, sin, step, masks[window], kv)
+            x = layer(x, input_ids, cos, sin, call, masks[window], cache.entries[i])
             if i == self.config.num_hidden_layers // 2:
                 middle = x
         if self.config.smear:
             x = x - self.backout_lambda[0] * middle
-        if cache is not None:
-            cache.extend_by(step)
-        x = rms_norm(x[:, -logits_to_keep:], eps)  # -0 keeps all
-        logits = self.lm_head(x).float()
-        cap = self.config.final_logit_softcapping
-        return cap * torch.tanh(logits / cap)
+        cache.commit(call)
+        return rms_norm(x[:, -logits_to_keep:], eps)  # 0 keeps all, because x[:, -0:] is x[:, 0:]
+
+    def new_cache(self, batch, max_length):
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device.
+
+        After the entries of the layers there is one more, with the token ids.
+        """
+        weight = self.embed_tokens.weight
+        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
+        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
+        ids = Ids(torch.zeros(batch, max_length, dtype=torch.long, device=weight.device))
+        return Cache([*entries, ids], batch, max_length, weight.device)
+
+    @property
+    def context_length(self):
+        """Maximum context length in tokens."""
+        return self.rope.context_length
+
+
+# --- Checkpoints of nanochat ---
+
+
+@dataclass(frozen=True)
+class Era:
+    """The constants of nanochat's code from a date on. They are in no checkpoint."""
+
+    commit: str
+    rope_theta: float
+    qk_scale: float  # of normalised queries and keys, each
+    short: Callable  # context length -> window of a layer with S in window_pattern
+    softcap: float
+    gate: tuple | None  # channels and scale of the value embeddings' gate; None: no such embeddings
+    smear: bool  # and backout
+
+
+def tiles(context, parts):
+    """context / parts, rounded up to a multiple of 128, the tile of FlashAttention 3."""
+    return -(-context // (parts * 128)) * 128
+
+
+FIRST = "2025-10-13"  # nanochat.py
+# A checkpoint's era is the first that fits its tensors. So softcap 20 must be asked for.
+ERAS = {
+    "2026-01-11": Era("aa530cd", 10_000.0, 1.0, lambda n: n // 2, 15.0, None, False),
+    "2026-01-18": Era("e85db6b", 10_000.0, 1.0, lambda n: n // 2, 15.0, (32, 2.0), False),
+    "2026-03-03": Era("aba30cb", 10_000.0, 1.0, lambda n: n // 2, 20.0, (32, 2.0), False),
+    "2026-03-09": Era("6ed7d1d", 100_000.0, 1.15, lambda n: tiles(n, 3), 15.0, (12, 3.0), False),
+    "2026-03-14": Era("a825e63", 100_000.0, 1.2, lambda n: tiles(n, 4), 15.0, (12, 3.0), True),
+}
+
+
+NANOCHAT_KEYS = (
+    *("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"),
+    "window_pattern",
+)
+
+
+def config_from_nanochat(model_config, era):
+    """config.json for the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS."""
+    return {
+        "architectures": ["NanoChat2026"],
+        "model_type": "nanochat_2026",
+        **{key: model_config[key] for key in NANOCHAT_KEYS if key in model_config},
+        "era": era,
+    }
+
+
+def config_from_hub(hub):
+    """Read a config.json: nanochat's own keys, and the era.
+
+    Raises ValueError naming the key for anything that this file does not implement.
+    """
+    names = NANOCHAT_KEYS[:-1]
+    missing = [key for key in names if key not in hub]
+    if missing:
+        raise ValueError(f"model_config lacks {', '.join(missing)}")
+    if hub.get("era") not in ERAS:
+        raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
+    keys, era = ConfigReader(hub), ERAS[hub["era"]]
+    context, vocab_size, layers, heads, groups, m = (keys.size(name, None) for name in names)
+    if m % heads or heads % groups or m // heads % 2:
+        raise ValueError(
+            f"n_embd {m}, n_head {heads} and n_kv_head {groups} do not go together: each must be a "
+            "multiple of the next, the first an even one"
+        )
+    channels = max(SMEAR_CHANNELS if era.smear else 0, era.gate[0] if era.gate else 0)
+    if m < channels:
+        raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
+    pattern = keys.value("window_pattern", "L")  # nanochat's default
+    if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
+        raise ValueError(f"window_pattern is {pattern!r}; it must be letters S and L")
+    reach = {"S": era.short(context), "L": context}
+    windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
+    return Config(
+        vocab_size=vocab_size,
+        hidden_size=m,
+        intermediate_size=4 * m,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=m // heads,
+        max_position_embeddings=context,
+        windows=(*windows[:-1], reach["L"]),  # the last layer is always L
+        rms_norm_eps=torch.finfo(torch.float32).eps,  # F.rms_norm's default
+        final_logit_softcapping=era.softcap,
+        qk_scale=era.qk_scale,
+        gate=era.gate,
+        smear=era.smear,
+        rope=rope_from_hub(
+            {"max_position_embeddings": context, "rope_theta": era.rope_theta}, m // heads
+        ),
+    )
 
 
 # `architectures` in config.json -> class.
@@ -375,14 +416,14 @@ SMEAR_NAMES = {
     "smear_lambda": "smear_lambda",
     "backout_lambda": "backout_lambda",
 }
-NATIVE_NAMES = BASE_NAMES | LAMBDA_NAMES | VALUE_NAMES | SMEAR_NAMES
+NANOCHAT_NAMES = BASE_NAMES | LAMBDA_NAMES | VALUE_NAMES | SMEAR_NAMES
 
 
-def recognise(tensors, wanted=None):
+def detect_era(tensors, wanted=None):
     """The era of a checkpoint's tensors {name: tensor}: FIRST, or a name in ERAS.
 
-    wanted, if given, is the one to take among those that have such tensors.
-    Raises ValueError naming the tensors where there is none.
+    Several eras may have such tensors; `wanted` chooses among them.
+    Raises ValueError that names the tensors if no era has them.
     """
     if wanted not in (None, FIRST, *ERAS):
         raise ValueError(f"era {wanted!r} is unknown; known: {', '.join((FIRST, *ERAS))}")

@@ -10,13 +10,15 @@
     attention(x):  q, k, v = q_proj(x), k_proj(x), v_proj(x)
                    o_proj(softmax(rotate(q) rotate(k)^T / sqrt(d), causal) v)
 
-What is unusual: the norm is a LayerNorm whose stored weight is the gain minus 1, with a bias; only
-the leading half of each head is rotated; the MLP has no gate; d is not m / h in every checkpoint.
-Against nanochat.py: norms have weights, and none stands behind the embedding or on queries and
-keys; the rotation turns by +theta; logits are not capped.
+What is unusual: the norm is a LayerNorm with a bias, and its stored weight is the gain minus 1.
+Only the first half of each head is rotated. The MLP has no gate. In some checkpoints d is not
+m / h. Differences from nanochat.py: norms have weights; there is no norm after the embedding, on
+queries or on keys; the rotation turns by plus the angle; logits have no cap.
 
-Shapes: b batch, t tokens in this call, s tokens seen, m model width, f MLP width, h heads, g heads
-of keys and values (h/g queries share one), d head width.
+Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
+of keys and values (h/g queries share one), d head width, r rotated part of a head.
+
+`load` may replace an nn.Linear by one of linears/, which computes the same product.
 
 Sources: transformers 5.23.0 models/nemotron/modeling_nemotron.py; arXiv 2402.16819 (Nemotron-4).
 """
@@ -28,30 +30,299 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, Cache, place
-from nanomodels.config import Keys
+from nanomodels.cache import KV, Cache, NoCache
+from nanomodels.config import ConfigReader, one_field_a_line
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int
-    hidden_size: int  # m
-    intermediate_size: int  # f
-    num_hidden_layers: int
-    num_attention_heads: int  # h
-    num_key_value_heads: int  # g
-    head_dim: int  # d
-    max_position_embeddings: int  # context length
-    norm_eps: float
-    attention_bias: bool
-    mlp_bias: bool
-    tie_word_embeddings: bool
-    rope: Rope
-    num_labels: int  # of the classification heads
-    problem_type: str | None  # of sequence classification; None: told from the labels
-    pad_token_id: int | None
+    """The defaults are a tiny model."""
 
+    vocab_size: int = 256
+    hidden_size: int = 128  # m
+    intermediate_size: int = 512  # f
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4  # h
+    num_key_value_heads: int = 2  # g
+    head_dim: int = 32  # d
+    max_position_embeddings: int = 256  # context length
+    norm_eps: float = 1e-5
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope: Rope | None = None  # None: Rope(head_dim // 2, max_position_embeddings)
+    num_labels: int = 2  # of the classification heads
+    problem_type: str | None = None  # of sequence classification; None: told by the labels
+    pad_token_id: int | None = None
+
+    __str__ = one_field_a_line
+
+
+class LayerNorm1P(nn.Module):
+    """LayerNorm over the last dimension, in float32; the stored weight is the gain minus 1."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.zeros(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, x):
+        gain = self.weight.float() + 1
+        y = F.layer_norm(x.float(), gain.shape, gain, self.bias.float(), self.eps)
+        return y.type_as(x)
+
+
+def rotate(x, cos, sin):
+    """Turn each (x[i], x[i + r/2]) of a head's first r numbers by the angle.
+
+    x (b, h, t, d) float32; cos, sin (b, t, r/2).
+    """
+    cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, r/2)
+    half = cos.shape[-1]
+    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)  # (b, h, t, d)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
+        h, g = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = d
+        self.q_proj = nn.Linear(m, h * d, bias=bias)
+        self.k_proj = nn.Linear(m, g * d, bias=bias)
+        self.v_proj = nn.Linear(m, g * d, bias=bias)
+        self.o_proj = nn.Linear(h * d, m, bias=bias)
+
+    def forward(self, x, cos, sin, call, kv):
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
+        k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        # Rotation in float32, rounded once; transformers rounds in between.
+        q = rotate(q.float(), cos, sin).type_as(v)
+        k = rotate(k.float(), cos, sin).type_as(v)
+        if kv is not None:
+            k, v = kv.extend(k, v, call.first_slot)  # (b, g, s, d)
+        y = attend(q, k, v, call.mask)  # (b, h, t, d)
+        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.up_proj = nn.Linear(m, f, bias=bias)
+        self.down_proj = nn.Linear(f, m, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = LayerNorm1P(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = LayerNorm1P(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, call, kv):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, call, kv)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to hidden states, for all heads."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.rope = config.rope or Rope(config.head_dim // 2, config.max_position_embeddings)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = LayerNorm1P(config)
+
+    def forward(
+        self,
+        input_ids=None,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """The last norm's output (b, t, m). The arguments are those of Nemotron.forward.
+
+        The tokens to keep are selected before the norm, whose output is contiguous: for strided
+        rows a bfloat16 linear copies its weight on a CPU (torch 2.13).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
+        b, t, _ = x.shape
+        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        call = cache.begin(b, t, attention_mask)
+        positions = call.positions if position_ids is None else position_ids  # (b, t)
+        cos, sin = rotation(self.rope, positions, call.max_length)
+        for layer, kv in zip(self.layers, cache.entries, strict=True):
+            x = layer(x, cos, sin, call, kv)
+        cache.commit(call)
+        return self.norm(x[:, -logits_to_keep:])  # 0 keeps all, because x[:, -0:] is x[:, 0:]
+
+
+class Nemotron(nn.Module):
+    """The decoder with its language model head: `NemotronForCausalLM` on the Hub."""
+
+    stop_ids = ()  # ids that end generation; set by load
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids=None,
+        *,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """Logits of the token after each token: (b, t, vocab), float32.
+
+        input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
+        and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
+        default each row counts its tokens from 0. logits_to_keep=n: only of the last n tokens.
+        With a cache, the tokens continue it and are added to it.
+        """
+        x = self.hidden(
+            input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        )
+        return self.lm_head(x).float()
+
+    def hidden(self, *args, **kwargs):
+        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        return self.model(*args, **kwargs)
+
+    def new_cache(self, batch, max_length):
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        weight = self.model.embed_tokens.weight
+        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
+        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
+        return Cache(entries, batch, max_length, weight.device)
+
+    @property
+    def context_length(self):
+        """Maximum context length in tokens."""
+        return self.model.rope.context_length
+
+
+# --- The other heads ---
+
+# problem_type of config.json, for sequence classification.
+REGRESSION = "regression"
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+class NemotronForSequenceClassification(nn.Module):
+    """One label for each text, from its last token."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def forward(
+        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
+    ):
+        """Logits (b, num_labels), float32, at each row's last token that is not pad_token_id.
+
+        With inputs_embeds, which cannot show padding: at the last position.
+        Raises ValueError for several rows if the config has no pad_token_id.
+        """
+        x = self.model(input_ids, None, attention_mask, position_ids, inputs_embeds)  # (b, t, m)
+        pad = self.config.pad_token_id
+        if pad is None and len(x) > 1:
+            raise ValueError("config.json names no pad_token_id; give one row at a time")
+        last = torch.full((len(x),), x.shape[1] - 1, device=x.device)  # (b,)
+        if pad is not None and input_ids is not None:
+            index = torch.arange(x.shape[1], device=x.device)
+            last = (index * (input_ids != pad)).argmax(-1)
+        return self.score(x[torch.arange(len(x), device=x.device), last]).float()
+
+    def loss(self, logits, labels):
+        """The loss of logits (b, num_labels), by the config's problem_type or by the labels.
+
+        num_labels 1: mean squared error. Integers (b,): cross-entropy. Else 0 and 1
+        (b, num_labels): binary cross-entropy. Source: transformers 5.23.0 loss/loss_utils.py:88.
+        """
+        kind = self.config.problem_type
+        if kind is None and self.config.num_labels == 1:
+            kind = REGRESSION
+        elif kind is None:
+            kind = MULTI if labels.dtype.is_floating_point else SINGLE
+        if kind == REGRESSION:
+            return F.mse_loss(logits, labels.view_as(logits).to(logits.dtype))
+        if kind == SINGLE:
+            return F.cross_entropy(logits, labels.flatten())
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+class NemotronForQuestionAnswering(nn.Module):
+    """The first and the last token of the answer to a question."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = Decoder(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(
+        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
+    ):
+        """Logits of the first and of the last token of the answer: two of (b, t), float32."""
+        x = self.transformer(input_ids, None, attention_mask, position_ids, inputs_embeds)
+        return self.qa_outputs(x).float().unbind(-1)
+
+    def loss(self, start_logits, end_logits, start_positions, end_positions):
+        """Mean of the two cross-entropies: logits (b, t), positions (b,); t or more: ignored."""
+        t = start_logits.shape[1]
+        losses = [
+            F.cross_entropy(logits, positions.flatten().clamp(0, t), ignore_index=t)
+            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+        ]
+        return sum(losses) / 2
+
+
+class NemotronForTokenClassification(nn.Module):
+    """One label for each token."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(
+        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
+    ):
+        """Logits (b, t, num_labels), float32."""
+        x = self.model(input_ids, None, attention_mask, position_ids, inputs_embeds)
+        return self.score(x).float()
+
+
+# --- The Hub's config.json and names ---
+
+PROBLEM_TYPES = (None, REGRESSION, SINGLE, MULTI)
 
 # Keys with one meaning under several names in published configs.
 SPELLINGS = {
@@ -65,7 +336,7 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-    keys = Keys(hub, SPELLINGS)
+    keys = ConfigReader(hub, SPELLINGS)
     if keys.value("hidden_act", "relu2") != "relu2":
         raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
     hidden_size, heads = keys.size("hidden_size", 6144), keys.size("num_attention_heads", 48)
@@ -101,265 +372,6 @@ def config_from_hub(hub):
     )
 
 
-class LayerNorm1P(nn.Module):
-    """LayerNorm over the last dimension, in float32; the stored weight is the gain minus 1."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.zeros(config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
-
-    def forward(self, x):
-        gain = self.weight.float() + 1
-        y = F.layer_norm(x.float(), gain.shape, gain, self.bias.float(), self.eps)
-        return y.type_as(x)
-
-
-def rotate(x, cos, sin):
-    """Turn (x[i], x[i + r/2]) by the angle in the leading r of a head's d numbers.
-
-    x (b, h, t, d) float32; cos, sin (b, t, r/2).
-    """
-    cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, r/2)
-    half = cos.shape[-1]
-    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)  # (b, h, t, d)
-
-
-class Attention(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
-        h, g = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = d
-        self.q_proj = nn.Linear(m, h * d, bias=bias)
-        self.k_proj = nn.Linear(m, g * d, bias=bias)
-        self.v_proj = nn.Linear(m, g * d, bias=bias)
-        self.o_proj = nn.Linear(h * d, m, bias=bias)
-
-    def forward(self, x, cos, sin, step, kv):
-        b, t, _ = x.shape
-        q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
-        k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
-        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
-        # Rotation in float32, rounded once; transformers rounds in between.
-        q = rotate(q.float(), cos, sin).type_as(v)
-        k = rotate(k.float(), cos, sin).type_as(v)
-        if kv is not None:
-            k, v = kv.extend(k, v, step.start)  # (b, g, s, d)
-        y = attend(q, k, v, step.mask)  # (b, h, t, d)
-        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
-
-
-class MLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        m, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.up_proj = nn.Linear(m, f, bias=bias)
-        self.down_proj = nn.Linear(f, m, bias=bias)
-
-    def forward(self, x):
-        return self.down_proj(F.relu(self.up_proj(x)).square())
-
-
-class Layer(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.input_layernorm = LayerNorm1P(config)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = LayerNorm1P(config)
-        self.mlp = MLP(config)
-
-    def forward(self, x, cos, sin, step, kv):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, step, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Decoder(nn.Module):
-    """Ids to hidden states: what all heads stand on."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = LayerNorm1P(config)
-
-    def forward(
-        self, input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep=0
-    ):
-        """Hidden states (b, t, m), normalised. The arguments are those of Nemotron.forward.
-
-        The last ones are cut off before the norm, which lays them together: a linear on CPUs copies
-        its bfloat16 weight for rows that do not lie so (torch 2.13).
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
-        b, t, _ = x.shape
-        step = place(cache, attention_mask, b, t, x.device)
-        cos, sin = rotation(
-            self.config.rope,
-            step.positions if position_ids is None else position_ids,
-            length=t if cache is None else cache.max_length,
-        )
-        for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, step, None if cache is None else cache.entries[i])
-        if cache is not None:
-            cache.extend_by(step)
-        return self.norm(x[:, -logits_to_keep:])  # -0 keeps all
-
-
-class Nemotron(nn.Module):
-    """The decoder with its language head: `NemotronForCausalLM` on the Hub."""
-
-    stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
-    @property
-    def context_length(self):
-        """The most tokens that the model is made to look back on."""
-        rope = self.config.rope
-        stretch = rope.factor if rope.rope_type == "dynamic" else 1
-        return int(self.config.max_position_embeddings * stretch)
-
-    def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
-        weight = self.model.embed_tokens.weight
-        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
-        entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
-        return Cache(entries, batch, max_length, weight.device)
-
-    def forward(
-        self,
-        input_ids=None,
-        *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
-        """Logits of the token after each token: (b, t, vocab), float32.
-
-        input_ids (b, t), or inputs_embeds (b, t, m) in their place; attention_mask (b, t), 1 for a
-        token and 0 for padding on either side; position_ids (b, t) changes the rotation alone, by
-        default each row counts its tokens from 0. logits_to_keep=n gives the last n positions only.
-        With a cache the tokens follow those that it holds, and it holds them too afterwards.
-        """
-        args = input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
-        return self.lm_head(self.model(*args)).float()
-
-    def loss(self, logits, labels):
-        """Mean cross-entropy of each next token: logits (b, t, vocab), labels (b, t) the ids
-        themselves, -100 where a token does not count."""
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-
-
-class NemotronForSequenceClassification(nn.Module):
-    """One label for a text, read off its last token."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.model = Decoder(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-
-    def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
-        """Logits (b, num_labels), float32, at each row's last token that is not pad_token_id.
-
-        With inputs_embeds nothing tells padding, so the last position counts.
-        Raises ValueError for several rows where the config names no pad_token_id.
-        """
-        x = self.model(input_ids, None, attention_mask, position_ids, inputs_embeds)  # (b, t, m)
-        pad = self.config.pad_token_id
-        if pad is None and len(x) > 1:
-            raise ValueError("config.json names no pad_token_id; give one row at a time")
-        last = torch.full((len(x),), x.shape[1] - 1, device=x.device)  # (b,)
-        if pad is not None and input_ids is not None:
-            places = torch.arange(x.shape[1], device=x.device)
-            last = (places * (input_ids != pad)).argmax(-1)
-        return self.score(x[torch.arange(len(x), device=x.device), last]).float()
-
-    def loss(self, logits, labels):
-        """Of logits (b, num_labels) by problem_type, or by the labels where the config has none:
-
-        one label: mean squared error; integers (b,): cross-entropy; else (b, num_labels) of 0 and
-        1: binary cross-entropy (transformers 5.23.0 loss/loss_utils.py:88).
-        """
-        kind = self.config.problem_type
-        if kind is None:
-            whole = not labels.dtype.is_floating_point
-            kind = SINGLE if whole else MULTI
-            kind = REGRESSION if self.config.num_labels == 1 else kind
-        if kind == REGRESSION:
-            return F.mse_loss(logits, labels.view_as(logits).to(logits.dtype))
-        if kind == SINGLE:
-            return F.cross_entropy(logits, labels.flatten())
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-
-
-class NemotronForQuestionAnswering(nn.Module):
-    """Where in a text the answer to a question begins and ends."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.transformer = Decoder(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-    def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
-        """Logits of the first and of the last token of the answer: two of (b, t), float32."""
-        x = self.transformer(input_ids, None, attention_mask, position_ids, inputs_embeds)
-        return self.qa_outputs(x).float().unbind(-1)
-
-    def loss(self, start_logits, end_logits, start_positions, end_positions):
-        """Mean of the two cross-entropies; logits (b, t), positions (b,), beyond t not counted."""
-        t = start_logits.shape[1]
-        losses = [
-            F.cross_entropy(logits, positions.flatten().clamp(0, t), ignore_index=t)
-            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
-        ]
-        return sum(losses) / 2
-
-
-class NemotronForTokenClassification(nn.Module):
-    """One label for each token."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.model = Decoder(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-
-    def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
-        """Logits (b, t, num_labels), float32."""
-        x = self.model(input_ids, None, attention_mask, position_ids, inputs_embeds)
-        return self.score(x).float()
-
-    def loss(self, logits, labels):
-        """Mean cross-entropy: logits (b, t, num_labels), labels (b, t), -100 is not counted."""
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-REGRESSION, SINGLE = "regression", "single_label_classification"
-MULTI = "multi_label_classification"
-PROBLEM_TYPES = (None, REGRESSION, SINGLE, MULTI)
-
 # `architectures` in config.json -> class; the first where there is none.
 ARCHITECTURES = {
     "NemotronForCausalLM": Nemotron,
@@ -368,8 +380,8 @@ ARCHITECTURES = {
     "NemotronForTokenClassification": NemotronForTokenClassification,
 }
 
-# Checkpoint name -> parameter name; {} is the layer. The names are the same, and question answering
-# alone calls its decoder `transformer`.
+# Checkpoint name -> parameter name; {} is the layer. They are equal. The decoder is called `model`,
+# and `transformer` in the model for question answering.
 DECODER_NAMES = (
     "embed_tokens.weight",
     "layers.{}.input_layernorm.weight",

@@ -6,33 +6,39 @@
     logits = lm_head(norm(x))
 
     M  Mamba-2:    z, xBC, dt = in_proj(x)
-                   x, B, C = silu(conv(xBC))           causal, each channel for itself, w tokens
                    dt = clamp(softplus(dt + dt_bias))
-                   S = exp(-exp(A_log) dt) S + dt x B^T    token by token; S is all that it keeps
+                   x, B, C = silu(conv(xBC))               over each channel's last w tokens
+                   S = exp(-exp(A_log) dt) S + dt x B^T    the state, token by token
                    y = S C + D x
                    out_proj(group_norm(y * silu(z)))
     *  attention:  o_proj(softmax(q_proj(x) k_proj(x)^T / sqrt(d), causal) v_proj(x))
     -  MLP:        down_proj(relu(up_proj(x))^2)
     E  experts:    scores = sigmoid(gate(x));  chosen = top k of scores + bias
                    sum over chosen of scale * score / (sum of scores) * MLP_e(x)  +  MLP_shared(x)
-                   (norm_topk_prob may leave the division out, n_group narrow the choice)
+                   (without norm_topk_prob there is no division; with n_group > 1 only the
+                   experts of a token's best groups can be chosen)
 
     norm(x):       x / sqrt(mean(x^2) + eps) * weight
 
-What is unusual: attention turns nothing by position (the order of tokens comes from the Mamba
-layers; rope keys in config.json are left over). A Mamba layer is heads * head width wide, whatever
-`expand` says. Its gate z comes before the norm, which takes each of g groups by itself. The bias
-chooses experts and weighs nothing. With `moe_latent_size` the chosen experts work on a narrower
-fc1_latent_proj(x), and fc2_latent_proj widens their sum. dt, A, S, the norms and the router are
-float32 whatever the model's dtype.
+What is unusual: attention has no rotation; the order of tokens comes from the Mamba layers (rope
+keys in config.json are unused). A Mamba layer is heads * head width wide, and `expand` is unused.
+The gate z comes before the norm, and the norm takes each of the g groups by itself. The router's
+bias decides which experts are chosen, not how much they count. With `moe_latent_size` the chosen
+experts work on fc1_latent_proj(x), which is narrower, and fc2_latent_proj widens their sum. dt, A,
+S, the norms and the router are float32 in a model of any dtype.
 
-Shapes: b batch, t tokens in this call, s tokens seen, m model width, f MLP width, h heads, g groups
+A cached Mamba layer keeps S and the last w-1 inputs of its convolution, whatever the text's length.
+
+Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g groups
 of heads that share a key/value (attention) or a B and C (Mamba-2), d attention head width, p Mamba
-head width, n state width, c channels of x, B and C side by side, l position in a chunk (s: the one
+head width, n state width, c channels of x, B and C together, l position in a chunk (s: the one
 looked at), w convolution width, e experts, k experts chosen, r rows b * t.
 
-Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, but for its floor under dt
-(:414), which is not the checkpoints'; arXiv 2405.21060 (Mamba-2); arXiv 2504.03624 (Nemotron-H).
+`load` may replace an nn.Linear by one of linears/, which computes the same product.
+
+Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, without its lower limit of dt
+(:414), which the checkpoints were not trained with; arXiv 2405.21060 (Mamba-2); arXiv 2504.03624
+(Nemotron-H).
 """
 
 import math
@@ -44,44 +50,406 @@ from torch import nn
 
 from nanomodels import experts
 from nanomodels.attention import attend
-from nanomodels.cache import KV, SSM, Cache, place
-from nanomodels.config import Keys
+from nanomodels.cache import KV, SSM, Cache, NoCache
+from nanomodels.config import ConfigReader, one_field_a_line
 
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int
-    hidden_size: int  # m
-    layers: str  # one of M * - E for each layer
-    max_position_embeddings: int  # context length
-    layer_norm_epsilon: float
-    # attention
-    num_attention_heads: int  # h
-    num_key_value_heads: int  # g
-    head_dim: int  # d
-    # Mamba-2
-    mamba_num_heads: int  # h
-    mamba_head_dim: int  # p
-    ssm_state_size: int  # n
-    n_groups: int  # g
-    conv_kernel: int  # w
-    chunk_size: int
-    time_step_limit: tuple  # least and most dt
-    use_bias: bool  # of in_proj and out_proj
-    use_conv_bias: bool
-    # MLP and experts
-    intermediate_size: int  # f of the MLP layers
-    mlp_bias: bool
-    n_routed_experts: int  # e
-    num_experts_per_tok: int  # k
-    moe_intermediate_size: int  # f of each expert
-    moe_shared_expert_intermediate_size: int  # f of the expert that all tokens pass
-    moe_latent_size: int | None  # width of what the chosen experts work on; None: m
-    n_group: int  # groups of experts
-    topk_group: int  # groups that a token may choose from
-    norm_topk_prob: bool
-    routed_scaling_factor: float
+    """The defaults are a tiny model."""
 
+    vocab_size: int = 256
+    hidden_size: int = 128  # m
+    layers: str = "MEM*-"  # the kind of each layer: M, *, - or E
+    max_position_embeddings: int = 256  # context length
+    layer_norm_epsilon: float = 1e-5
+    # attention
+    num_attention_heads: int = 4  # h
+    num_key_value_heads: int = 2  # g
+    head_dim: int = 32  # d
+    # Mamba-2
+    mamba_num_heads: int = 8  # h
+    mamba_head_dim: int = 16  # p
+    ssm_state_size: int = 32  # n
+    n_groups: int = 2  # g
+    conv_kernel: int = 4  # w
+    chunk_size: int = 64
+    time_step_limit: tuple = (0.0, math.inf)  # least and greatest dt
+    use_bias: bool = False  # of in_proj and out_proj
+    use_conv_bias: bool = True
+    # MLP and experts
+    intermediate_size: int = 256  # f of an MLP layer
+    mlp_bias: bool = False
+    n_routed_experts: int = 8  # e
+    num_experts_per_tok: int = 2  # k
+    moe_intermediate_size: int = 64  # f of each expert
+    moe_shared_expert_intermediate_size: int = 128  # f of the shared expert
+    moe_latent_size: int | None = None  # width that the chosen experts work on; None: m
+    n_group: int = 1  # groups of experts
+    topk_group: int = 1  # groups that a token may choose from
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+
+    __str__ = one_field_a_line
+
+
+class KeepFloat32(nn.Module):
+    """A module whose parameters named in `float32` stay float32 when the model is cast."""
+
+    float32 = ()
+
+    def _apply(self, fn, recurse=True):
+        """What nn.Module calls for .to(), .bfloat16(), .cuda() and the like."""
+        kept = {name: getattr(self, name).data for name in self.float32}
+        super()._apply(fn, recurse)
+        for name, data in kept.items():
+            parameter = getattr(self, name)
+            if not data.is_meta:
+                parameter.data = data.to(parameter.device)
+        return self
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of y * silu(z), over each of `groups` equal parts of the last dimension."""
+
+    def __init__(self, width, groups, eps):
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, y, z):
+        y = (y * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # (b, t, g, h p / g)
+        return F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
+
+
+def ssd(x, dt, A, B, C, state, chunk):
+    """Run the state-space recurrence over t tokens, `chunk` tokens at a time.
+
+    x (b, t, h, p), dt (b, t, h) >= 0, A (h) < 0, B and C (b, t, g, n), state (b, h, p, n); float32.
+    Returns y (b, t, h, p) and the new state; the given state is not changed. Any t >= 1 gives the
+    same result as t calls with one token. A token with dt 0 does not change the state.
+    Source: arXiv 2405.21060, section 6 and Listing 1. There a matrix carries the state from chunk
+    to chunk, with quadratic cost in their number; here a loop does.
+    """
+    if x.shape[1] == 1:
+        return ssd_step(x, dt, A, B, C, state)
+    pieces = []
+    for start in range(0, x.shape[1], chunk):
+        piece = slice(start, start + chunk)
+        y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)
+        pieces.append(y)
+    return torch.cat(pieces, dim=1), state
+
+
+def ssd_step(x, dt, A, B, C, state):
+    """`ssd` of one token: S = exp(A dt) S + dt x B^T, then y = S C."""
+    b, _, h, p = x.shape
+    g, n = B.shape[2:]
+    decay = (dt * A).exp().view(b, h, 1, 1)
+    S = (state * decay).view(b, g, -1, n)  # (b, g, h/g p, n)
+    S.addcmul_((x * dt[..., None]).view(b, g, -1, 1), B.view(b, g, 1, n))
+    # C as a row: a product with a single column is many times slower (torch 2.13, CPU).
+    y = C.view(b, g, 1, n) @ S.mT  # (b, g, 1, h/g p)
+    return y.view(b, 1, h, p), S.view(b, h, p, n)
+
+
+def ssd_chunk(x, dt, A, B, C, state):
+    """`ssd` of one chunk: attention among its tokens, plus what the state knows of earlier ones.
+
+    With a_l = A (dt_0 + ... + dt_l), unrolling the recurrence gives
+        y_l = sum over s <= l of exp(a_l - a_s) dt_s (C_l . B_s) x_s  +  exp(a_l) S C_l
+        S'  = sum over s of exp(a_last - a_s) dt_s x_s B_s^T  +  exp(a_last) S
+    """
+    b, l, h, p = x.shape
+    g, n = B.shape[2:]
+    # a is in units of log2(e), so exp2 here is exp in the formulas: exp on a CPU takes 10 times as
+    # long where it underflows (torch 2.13). float64, because a_l - a_s cancels: in float32 a small
+    # dt after large ones would be lost.
+    a = (dt.double() * A * math.log2(math.e)).cumsum(1).mT.contiguous()  # (b, h, l)
+    xdt = x * dt[..., None]  # (b, l, h, p)
+    B, C = B.transpose(1, 2), C.transpose(1, 2)  # (b, g, l, n)
+
+    # 1. What the chunk's tokens see of each other. All heads of a group share B and C.
+    later = x.new_full((l, l), -math.inf).triu(1)  # hides later tokens
+    # Above the diagonal the difference is positive and may be inf; clamp prevents inf - inf.
+    decay = (a[..., None] - a[..., None, :]).float().clamp(max=0) + later  # (b, h, l, s)
+    decay = decay.exp2()
+    scores = ((C @ B.mT)[:, :, None] * decay.view(b, g, -1, l, l)).view(b, h, l, l)
+    y = (scores @ xdt.transpose(1, 2)).transpose(1, 2)  # (b, l, h, p)
+
+    # 2. What they see of all earlier tokens, through the state.
+    S = state.view(b, g, -1, n)  # (b, g, h/g p, n)
+    past = (C @ S.mT).transpose(1, 2).reshape(b, l, h, p)
+    y = y + past * a.float().exp2().transpose(1, 2)[..., None]
+
+    # 3. The state after the chunk.
+    last = a[..., -1:]  # (b, h, 1)
+    kept = (last - a).float().exp2().transpose(1, 2)[..., None]  # (b, l, h, 1)
+    new = (xdt * kept).reshape(b, l, g, -1).permute(0, 2, 3, 1) @ B  # (b, g, h/g p, n)
+    return y, state * last.float().exp2()[..., None] + new.view(b, h, p, n)
+
+
+def convolve(x, conv1d):
+    """The depthwise convolution of x (b, w-1 + t, c) float32: (b, t, c).
+
+    As a sum of w shifted products, 2 to 5 times as fast on a CPU as F.conv1d (torch 2.13).
+    """
+    w = conv1d.kernel_size[0]
+    t = x.shape[1] - w + 1
+    weight = conv1d.weight[:, 0].float().T.contiguous()  # (w, c)
+    y = x[:, :t] * weight[0]
+    for k in range(1, w):
+        y.addcmul_(x[:, k : k + t], weight[k])
+    return y if conv1d.bias is None else y.add_(conv1d.bias.float())
+
+
+class Mamba(KeepFloat32):
+    float32 = ("A_log", "D", "dt_bias")
+
+    def __init__(self, config):
+        super().__init__()
+        h, g, n = config.mamba_num_heads, config.n_groups, config.ssm_state_size
+        inner, w = h * config.mamba_head_dim, config.conv_kernel
+        c = inner + 2 * g * n
+        self.chunk_size, self.time_step_limit = config.chunk_size, config.time_step_limit
+        self.x_shape, self.BC_shape = (h, config.mamba_head_dim), (g, n)
+        self.widths, self.xBC_widths = (inner, c, h), (inner, g * n, g * n)
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.use_bias)
+        self.conv1d = nn.Conv1d(c, c, w, groups=c, bias=config.use_conv_bias)
+        self.dt_bias = nn.Parameter(torch.zeros(h))
+        self.A_log = nn.Parameter(torch.zeros(h))
+        self.D = nn.Parameter(torch.ones(h))
+        self.norm = GatedRMSNorm(inner, g, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
+        nn.init.uniform_(self.dt_bias, -6.9, -2.3)  # softplus: dt from 0.001 to 0.1, as in Mamba-2
+        nn.init.uniform_(self.A_log, 0, math.log(16))  # A from -16 to -1
+
+    def new_state(self, batch, dtype):
+        """The state before the first token: window (b, w-1, c), S (b, h, p, n) float32; zeros."""
+        channels, _, width = self.conv1d.weight.shape
+        window = self.A_log.new_zeros(batch, width - 1, channels, dtype=dtype)
+        S = self.A_log.new_zeros(batch, *self.x_shape, self.BC_shape[1], dtype=torch.float32)
+        return SSM(window, S)
+
+    def forward(self, x, call, ssm):
+        old = self.new_state(len(x), x.dtype) if ssm is None else ssm
+        z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
+        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
+        xBC, dt = call.pack(xBC), call.pack(dt)  # padding last, and 0: it does not change S
+
+        xBC = torch.cat((old.window, xBC), dim=1)  # (b, w-1 + t, c)
+        window = call.last(xBC, old.window.shape[1])  # (b, w-1, c)
+        # From here on in float32, rounded once before out_proj.
+        xBC = F.silu(convolve(xBC.float(), self.conv1d))  # (b, t, c)
+        x, B, C = xBC.split(self.xBC_widths, dim=-1)
+        x = x.unflatten(-1, self.x_shape)  # (b, t, h, p)
+        B, C = B.unflatten(-1, self.BC_shape), C.unflatten(-1, self.BC_shape)  # (b, t, g, n)
+
+        A = -self.A_log.float().exp()  # (h)
+        y, S = ssd(x, dt, A, B, C, old.state, self.chunk_size)
+        y = (y + x * self.D.float()[:, None]).flatten(-2)  # (b, t, h p)
+        if ssm is not None:
+            ssm.stage(window, S)
+        return self.out_proj(self.norm(call.unpack(y), z).type_as(z))  # (b, t, m)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, d = config.hidden_size, config.head_dim
+        h, g = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = d
+        self.q_proj = nn.Linear(m, h * d, bias=False)
+        self.k_proj = nn.Linear(m, g * d, bias=False)
+        self.v_proj = nn.Linear(m, g * d, bias=False)
+        self.o_proj = nn.Linear(h * d, m, bias=False)
+
+    def forward(self, x, call, kv):
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
+        k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
+        if kv is not None:
+            k, v = kv.extend(k, v, call.first_slot)  # (b, g, s, d)
+        y = attend(q, k, v, call.mask)  # (b, h, t, d)
+        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
+
+
+class MLP(nn.Module):
+    def __init__(self, width, intermediate, bias):
+        super().__init__()
+        self.up_proj = nn.Linear(width, intermediate, bias=bias)
+        self.down_proj = nn.Linear(intermediate, width, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+class Router(KeepFloat32):
+    """Chooses the experts of each token and their weights, all in float32."""
+
+    float32 = ("weight", "e_score_correction_bias")
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        e, m = config.n_routed_experts, config.hidden_size
+        self.weight = nn.Parameter(torch.zeros(e, m))
+        self.e_score_correction_bias = nn.Parameter(torch.zeros(e), requires_grad=False)
+        nn.init.normal_(self.weight, std=m**-0.5)
+
+    def forward(self, x):
+        """x (r, m). Returns the chosen experts (r, k) and their weights (r, k), float32."""
+        config = self.config
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (r, e)
+        choice = scores + self.e_score_correction_bias.float()
+        if config.n_group > 1:  # choose from the groups with the best sum of their two best scores
+            groups = choice.unflatten(-1, (config.n_group, -1))  # (r, groups, e / groups)
+            best = groups.topk(2).values.sum(-1).topk(config.topk_group).indices
+            others = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(1, best, False)
+            choice = groups.masked_fill(others[..., None], -math.inf).flatten(1)
+        chosen = choice.topk(config.num_experts_per_tok).indices  # (r, k)
+        weights = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * config.routed_scaling_factor
+
+
+class MoE(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        m, f, bias = config.hidden_size, config.moe_intermediate_size, config.mlp_bias
+        latent = config.moe_latent_size
+        self.gate = Router(config)
+        self.experts = nn.ModuleList(
+            MLP(latent or m, f, bias=False) for _ in range(config.n_routed_experts)
+        )
+        self.shared_experts = MLP(m, config.moe_shared_expert_intermediate_size, bias)
+        self.fc1_latent_proj = nn.Linear(m, latent, bias=bias) if latent else nn.Identity()
+        self.fc2_latent_proj = nn.Linear(latent, m, bias=bias) if latent else nn.Identity()
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)  # (r, m)
+        chosen, weights = self.gate(rows)
+        u = self.fc1_latent_proj(rows)
+        if experts.fits(self.experts, x):
+            y = experts.at_once(self.experts, u, chosen, weights)  # (r, m), float32
+        else:
+            y = torch.zeros_like(u, dtype=weights.dtype)
+            # Sort the r * k choices by expert: each expert is called once, for all its rows.
+            ids, order = chosen.flatten().sort(stable=True)
+            ids, counts = ids.unique_consecutive(return_counts=True)
+            for i, choices in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
+                row = choices // chosen.shape[1]
+                y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[choices, None])
+        y = self.fc2_latent_proj(y.type_as(u))
+        return y.view_as(x) + self.shared_experts(x)
+
+
+class Layer(nn.Module):
+    def __init__(self, config, kind):
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.has_state = kind in "M*"
+        if kind == "-":
+            self.mixer = MLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
+        else:
+            self.mixer = {"M": Mamba, "*": Attention, "E": MoE}[kind](config)
+
+    def forward(self, x, call, entry):
+        y = self.norm(x)
+        return x + (self.mixer(y, call, entry) if self.has_state else self.mixer(y))
+
+
+class NemotronH(nn.Module):
+    """The decoder with its language model head: `NemotronHForCausalLM` on the Hub."""
+
+    stop_ids = ()  # ids that end generation; set by load
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layers)
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        input_ids=None,
+        *,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """Logits of the token after each token: (b, t, vocab), float32.
+
+        input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
+        and 0 for padding, on either side. position_ids changes nothing, because there is no
+        rotation. logits_to_keep=n: only of the last n tokens.
+        With a cache, the tokens continue it and are added to it.
+        """
+        x = self.hidden(
+            input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        )
+        return self.lm_head(x).float()
+
+    def hidden(
+        self,
+        input_ids=None,
+        cache=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+    ):
+        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
+        b, t, _ = x.shape
+        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        call = cache.begin(b, t, attention_mask)
+        for layer, entry in zip(self.layers, cache.entries, strict=True):
+            x = layer(x, call, entry)
+        cache.commit(call)
+        return self.norm_f(x[:, -logits_to_keep:])  # 0 keeps all, because x[:, -0:] is x[:, 0:]
+
+    def new_cache(self, batch, max_length):
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        weight = self.embeddings.weight
+        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
+        entries = []
+        for kind, layer in zip(self.config.layers, self.layers, strict=True):
+            if kind == "M":
+                entries.append(layer.mixer.new_state(batch, weight.dtype))
+            elif kind == "*":
+                entries.append(KV(weight.new_zeros(shape), weight.new_zeros(shape)))
+            else:
+                entries.append(None)  # MLP and experts have no state
+        return Cache(entries, batch, max_length, weight.device)
+
+    @property
+    def context_length(self):
+        """Maximum context length in tokens."""
+        return self.config.max_position_embeddings
+
+
+# --- The Hub's config.json and names ---
 
 # Keys with one meaning under several names in published configs.
 SPELLINGS = {
@@ -110,9 +478,13 @@ def config_from_hub(hub):
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
-    keys, layers = Keys(hub, SPELLINGS), read_layers(hub)
-    # What a config says of layers that it does not have is neither read nor refused.
-    mamba, attention, mlp, moe = (keys if kind in layers else Keys({}) for kind in "M*-E")
+    keys, layers = ConfigReader(hub, SPELLINGS), read_layers(hub)
+    # The keys of a kind of layer that the model does not have are ignored.
+    absent = ConfigReader({})
+    mamba = keys if "M" in layers else absent
+    attention = keys if "*" in layers else absent
+    mlp = keys if "-" in layers else absent
+    moe = keys if "E" in layers else absent
     for part, key, only in (
         (keys, "mlp_hidden_act", "relu2"),
         (mamba, "mamba_hidden_act", "silu"),
@@ -120,7 +492,7 @@ def config_from_hub(hub):
         (attention, "sliding_window", None),
         (moe, "n_shared_experts", 1),
         (keys, "residual_in_fp32", False),
-        (keys, "tie_word_embeddings", False),  # likewise
+        (keys, "tie_word_embeddings", False),  # so does it here
     ):
         if part.value(key, only) != only:
             raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {only!r}")
@@ -181,7 +553,7 @@ def config_from_hub(hub):
 
 
 def read_layers(hub):
-    """The kinds of layer as a string of M * - E, from either spelling."""
+    """The kind of each layer, as a string of M, *, - and E, from either spelling."""
     pattern, names = hub.get("hybrid_override_pattern"), hub.get("layers_block_type")
     if names is not None:
         if not isinstance(names, list) or not all(name in LETTERS for name in map(str, names)):
@@ -202,395 +574,69 @@ def read_layers(hub):
 
 
 def read_limit(limit):
-    """time_step_limit: two numbers, infinity as itself, 1e308 or {"__float__": "Infinity"}."""
+    """time_step_limit: two numbers. Infinity may be 1e308 or {"__float__": "Infinity"}, too."""
     words = {"Infinity": math.inf}
     if isinstance(limit, list | tuple):
         limit = [words.get(x.get("__float__")) if isinstance(x, dict) else x for x in limit]
         if len(limit) == 2 and all(type(x) in (int, float) for x in limit):
-            # What float32 cannot hold is no limit.
+            # A number beyond float32 means infinity.
             low, high = (math.inf if x > torch.finfo().max else float(x) for x in limit)
             if 0 <= low <= high and low < math.inf:
                 return low, high
     raise ValueError(f"time_step_limit is {limit!r}; it must be two numbers, 0 or more")
 
 
-class Exact(nn.Module):
-    """A module that keeps its parameters named in `float32` so, whatever the model is cast to."""
-
-    float32 = ()
-
-    def _apply(self, fn, recurse=True):
-        """As nn.Module's, which is behind .to(), .bfloat16() and the like."""
-        kept = {name: getattr(self, name).data for name in self.float32}
-        super()._apply(fn, recurse)
-        for name, data in kept.items():
-            parameter = getattr(self, name)
-            if not data.is_meta:
-                parameter.data = data.to(parameter.device)
-        return self
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32."""
-
-    def __init__(self, width, eps):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
-
-
-class GatedRMSNorm(nn.Module):
-    """The norm of y * silu(z), each of `groups` equal parts of the last dimension by itself."""
-
-    def __init__(self, width, groups, eps):
-        super().__init__()
-        self.groups, self.eps = groups, eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, y, z):
-        y = (y * F.silu(z.float())).unflatten(-1, (self.groups, -1))  # (b, t, g, h p / g)
-        return F.rms_norm(y, y.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
-
-
-def ssd(x, dt, A, B, C, state, chunk):
-    """Run the state-space recurrence over a piece of a sequence, `chunk` tokens at a time.
-
-    x (b, t, h, p), dt (b, t, h) >= 0, A (h) < 0, B and C (b, t, g, n), state (b, h, p, n); float32.
-    Returns y (b, t, h, p) and the state after the last token; the state given is left as it is.
-    Any t >= 1 gives the same result as t calls with one token, and dt 0 leaves the state alone.
-    Source: arXiv 2405.21060, section 6 and Listing 1; there the carry between chunks is a matrix,
-    quadratic in their number, here it is a loop.
-    """
-    if x.shape[1] == 1:
-        return ssd_step(x, dt, A, B, C, state)
-    pieces = []
-    for start in range(0, x.shape[1], chunk):
-        piece = slice(start, start + chunk)
-        y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)
-        pieces.append(y)
-    return torch.cat(pieces, dim=1), state
-
-
-def ssd_step(x, dt, A, B, C, state):
-    """`ssd` of one token, the recurrence itself: S' = exp(A dt) S + dt x B^T, y = S' C."""
-    b, _, h, p = x.shape
-    g, n = B.shape[2:]
-    decay = (dt * A).exp().view(b, h, 1, 1)
-    S = (state * decay).view(b, g, -1, n)  # (b, g, h/g p, n)
-    S.addcmul_((x * dt[..., None]).view(b, g, -1, 1), B.view(b, g, 1, n))
-    # As rows times columns: a product with one column is many times slower (torch 2.13, CPU).
-    y = C.view(b, g, 1, n) @ S.mT  # (b, g, 1, h/g p)
-    return y.view(b, 1, h, p), S.view(b, h, p, n)
-
-
-def ssd_chunk(x, dt, A, B, C, state):
-    """`ssd` of one chunk: its tokens as attention among themselves, what was before as the state.
-
-    With a_l = A (dt_0 + ... + dt_l), unrolling the recurrence gives
-        y_l = sum over s <= l of exp(a_l - a_s) dt_s (C_l . B_s) x_s  +  exp(a_l) S C_l
-        S'  = sum over s of exp(a_last - a_s) dt_s x_s B_s^T  +  exp(a_last) S
-    """
-    b, l, h, p = x.shape
-    g, n = B.shape[2:]
-    # float64: in float32 a small dt that comes after large ones would be lost in a_l - a_s. And as
-    # powers of 2: torch's exp on a CPU takes 10 times as long where it underflows (torch 2.13).
-    a = (dt.double() * A * math.log2(math.e)).cumsum(1).mT.contiguous()  # (b, h, l)
-    xdt = x * dt[..., None]  # (b, l, h, p)
-    B, C = B.transpose(1, 2), C.transpose(1, 2)  # (b, g, l, n)
-
-    # 1. What the chunk's tokens see of each other. B and C are one for the heads of a group.
-    later = x.new_full((l, l), -math.inf).triu(1)
-    decay = (a[..., None] - a[..., None, :]).float().clamp(max=0) + later  # (b, h, l, s)
-    decay = decay.exp2()
-    scores = ((C @ B.mT)[:, :, None] * decay.view(b, g, -1, l, l)).view(b, h, l, l)
-    y = (scores @ xdt.transpose(1, 2)).transpose(1, 2)  # (b, l, h, p)
-
-    # 2. What they see of all that was before.
-    S = state.view(b, g, -1, n)  # (b, g, h/g p, n)
-    past = (C @ S.mT).transpose(1, 2).reshape(b, l, h, p)
-    y = y + past * a.float().exp2().transpose(1, 2)[..., None]
-
-    # 3. The state after the chunk.
-    last = a[..., -1:]  # (b, h, 1)
-    kept = (last - a).float().exp2().transpose(1, 2)[..., None]  # (b, l, h, 1)
-    new = (xdt * kept).reshape(b, l, g, -1).permute(0, 2, 3, 1) @ B  # (b, g, h/g p, n)
-    return y, state * last.float().exp2()[..., None] + new.view(b, h, p, n)
-
-
-def convolve(x, conv1d):
-    """conv1d of x (b, w-1 + t, c) float32, each channel for itself: (b, t, c).
-
-    A sum of w shifted products: two to five times as fast on a CPU as F.conv1d (torch 2.13).
-    """
-    w = conv1d.kernel_size[0]
-    t = x.shape[1] - w + 1
-    weight = conv1d.weight[:, 0].float().T.contiguous()  # (w, c)
-    y = x[:, :t] * weight[0]
-    for k in range(1, w):
-        y.addcmul_(x[:, k : k + t], weight[k])
-    return y if conv1d.bias is None else y.add_(conv1d.bias.float())
-
-
-class Mamba(Exact):
-    float32 = ("A_log", "D", "dt_bias")
-
-    def __init__(self, config):
-        super().__init__()
-        h, g, n = config.mamba_num_heads, config.n_groups, config.ssm_state_size
-        inner, w = h * config.mamba_head_dim, config.conv_kernel
-        c = inner + 2 * g * n
-        self.chunk_size, self.time_step_limit = config.chunk_size, config.time_step_limit
-        self.x_shape, self.BC_shape = (h, config.mamba_head_dim), (g, n)
-        self.widths, self.xBC_widths = (inner, c, h), (inner, g * n, g * n)
-        self.in_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=config.use_bias)
-        self.conv1d = nn.Conv1d(c, c, w, groups=c, bias=config.use_conv_bias)
-        self.dt_bias = nn.Parameter(torch.zeros(h))
-        self.A_log = nn.Parameter(torch.zeros(h))
-        self.D = nn.Parameter(torch.ones(h))
-        self.norm = GatedRMSNorm(inner, g, config.layer_norm_epsilon)
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=config.use_bias)
-
-    def new_state(self, batch, dtype):
-        """What a row keeps before its first token: window (b, w-1, c), S (b, h, p, n) float32."""
-        channels, _, width = self.conv1d.weight.shape
-        zeros, state = self.A_log.new_zeros, (*self.x_shape, self.BC_shape[1])
-        window = zeros(batch, width - 1, channels, dtype=dtype)
-        return SSM(window, zeros(batch, *state, dtype=torch.float32))
-
-    def forward(self, x, step, entry):
-        b, t, _ = x.shape
-        z, xBC, dt = self.in_proj(x).split(self.widths, dim=-1)
-        dt = F.softplus(dt.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
-        if step.real is not None:
-            # A row's tokens first, its padding last: window and state know no gaps, and dt 0
-            # leaves the state alone.
-            count = step.real.sum(1, keepdim=True)  # (b, 1)
-            order = step.real.logical_not().argsort(dim=1, stable=True)[..., None]  # (b, t, 1)
-            xBC = xBC.take_along_dim(order, 1)
-            real = torch.arange(t, device=x.device) < count  # (b, t)
-            dt = dt.take_along_dim(order, 1) * real[..., None]
-
-        start = self.new_state(b, xBC.dtype) if entry is None else entry
-        xBC = torch.cat((start.window, xBC), dim=1)  # (b, w-1 + t, c)
-        if step.real is None:
-            window = xBC[:, t:].clone()
-        else:
-            ends = count + torch.arange(start.window.shape[1], device=x.device)  # (b, w-1)
-            window = xBC.take_along_dim(ends[..., None], 1)
-        # From here on in float32, rounded once before out_proj.
-        xBC = F.silu(convolve(xBC.float(), self.conv1d))  # (b, t, c)
-
-        x, B, C = xBC.split(self.xBC_widths, dim=-1)
-        x = x.unflatten(-1, self.x_shape)  # (b, t, h, p)
-        B, C = B.unflatten(-1, self.BC_shape), C.unflatten(-1, self.BC_shape)  # (b, t, g, n)
-        A = -self.A_log.float().exp()  # (h)
-        y, state = ssd(x, dt, A, B, C, start.state, self.chunk_size)
-        y = (y + x * self.D.float()[:, None]).flatten(-2)  # (b, t, h p)
-        if entry is not None:
-            entry.follow(window, state)
-        if step.real is not None:
-            y = y.take_along_dim(order.argsort(1), 1)  # back to where they stood
-        return self.out_proj(self.norm(y, z).type_as(z))  # (b, t, m)
-
-
-class Attention(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        m, d = config.hidden_size, config.head_dim
-        h, g = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = d
-        self.q_proj = nn.Linear(m, h * d, bias=False)
-        self.k_proj = nn.Linear(m, g * d, bias=False)
-        self.v_proj = nn.Linear(m, g * d, bias=False)
-        self.o_proj = nn.Linear(h * d, m, bias=False)
-
-    def forward(self, x, step, kv):
-        b, t, _ = x.shape
-        q = self.q_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, h, t, d)
-        k = self.k_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
-        v = self.v_proj(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (b, g, t, d)
-        if kv is not None:
-            k, v = kv.extend(k, v, step.start)  # (b, g, s, d)
-        y = attend(q, k, v, step.mask)  # (b, h, t, d)
-        return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, m)
-
-
-class MLP(nn.Module):
-    def __init__(self, width, intermediate, bias):
-        super().__init__()
-        self.up_proj = nn.Linear(width, intermediate, bias=bias)
-        self.down_proj = nn.Linear(intermediate, width, bias=bias)
-
-    def forward(self, x):
-        return self.down_proj(F.relu(self.up_proj(x)).square())
-
-
-class Router(Exact):
-    """Which experts each token passes, and what each of them counts; all in float32."""
-
-    float32 = ("weight", "e_score_correction_bias")
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
-        bias = torch.zeros(config.n_routed_experts)
-        self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, x):
-        """x (r, m); returns the experts chosen (r, k) and their weights (r, k) float32."""
-        config = self.config
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (r, e)
-        choice = scores + self.e_score_correction_bias.float()
-        if config.n_group > 1:  # only from the groups whose two best experts are the best
-            groups = choice.unflatten(-1, (config.n_group, -1))  # (r, groups, e / groups)
-            best = groups.topk(2).values.sum(-1).topk(config.topk_group).indices
-            others = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(1, best, False)
-            choice = groups.masked_fill(others[..., None], -math.inf).flatten(1)
-        chosen = choice.topk(config.num_experts_per_tok).indices  # (r, k)
-        weights = scores.gather(1, chosen)
-        if config.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * config.routed_scaling_factor
-
-
-class MoE(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        m, f, bias = config.hidden_size, config.moe_intermediate_size, config.mlp_bias
-        latent = config.moe_latent_size
-        self.gate = Router(config)
-        self.experts = nn.ModuleList(
-            MLP(latent or m, f, bias=False) for _ in range(config.n_routed_experts)
-        )
-        self.shared_experts = MLP(m, config.moe_shared_expert_intermediate_size, bias)
-        self.fc1_latent_proj = nn.Linear(m, latent, bias=bias) if latent else nn.Identity()
-        self.fc2_latent_proj = nn.Linear(latent, m, bias=bias) if latent else nn.Identity()
-
-    def forward(self, x):
-        rows = x.flatten(0, 1)  # (r, m)
-        chosen, weights = self.gate(rows)
-        u = self.fc1_latent_proj(rows)
-        if experts.fits(self.experts, x):
-            y = experts.at_once(self.experts, u, chosen, weights)  # (r, m), float32
-        else:
-            y = torch.zeros_like(u, dtype=weights.dtype)
-            # The r * k choices sorted by expert, so that each expert reads its weights once.
-            ids, order = chosen.flatten().sort(stable=True)
-            ids, counts = ids.unique_consecutive(return_counts=True)
-            for i, which in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
-                row = which // chosen.shape[1]
-                y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[which, None])
-        y = self.fc2_latent_proj(y.type_as(u))
-        return y.view_as(x) + self.shared_experts(x)
-
-
-class Layer(nn.Module):
-    def __init__(self, config, kind):
-        super().__init__()
-        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.keeps_state = kind in "M*"
-        if kind == "-":
-            self.mixer = MLP(config.hidden_size, config.intermediate_size, config.mlp_bias)
-        else:
-            self.mixer = {"M": Mamba, "*": Attention, "E": MoE}[kind](config)
-
-    def forward(self, x, step, entry):
-        y = self.norm(x)
-        return x + (self.mixer(y, step, entry) if self.keeps_state else self.mixer(y))
-
-
-class NemotronH(nn.Module):
-    """The decoder with its language head: `NemotronHForCausalLM` on the Hub."""
-
-    stop_ids = ()  # what ends a text, where the model was loaded from a checkpoint that says
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.layers)
-        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    @property
-    def context_length(self):
-        """The most tokens that the model is made to look back on."""
-        return self.config.max_position_embeddings
-
-    def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
-        weight = self.embeddings.weight
-        shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
-        entries = []
-        for kind, layer in zip(self.config.layers, self.layers, strict=True):
-            if kind == "M":
-                entries.append(layer.mixer.new_state(batch, weight.dtype))
-            elif kind == "*":
-                entries.append(KV(weight.new_zeros(shape), weight.new_zeros(shape)))
-            else:
-                entries.append(None)  # MLP and experts keep nothing
-        return Cache(entries, batch, max_length, weight.device)
-
-    def forward(
-        self,
-        input_ids=None,
-        *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
-        """Logits of the token after each token: (b, t, vocab), float32.
-
-        input_ids (b, t), or inputs_embeds (b, t, m) in their place; attention_mask (b, t), 1 for a
-        token and 0 for padding on either side; position_ids change nothing, as no layer turns by
-        position. logits_to_keep=n gives the last n positions only.
-        With a cache the tokens follow those that it holds, and it holds them too afterwards.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
-        b, t, _ = x.shape
-        step = place(cache, attention_mask, b, t, x.device)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, step, None if cache is None else cache.entries[i])
-        if cache is not None:
-            cache.extend_by(step)
-        return self.lm_head(self.norm_f(x[:, -logits_to_keep:])).float()  # -0 keeps all
-
-
 # `architectures` in config.json -> class; the first where there is none.
 ARCHITECTURES = {"NemotronHForCausalLM": NemotronH}
 
-# Checkpoint name -> parameter name; {} is the layer, then the expert. A {} that only the parameter
-# has stands for the rows of a stacked tensor, None for a tensor that is left out.
-MIXER_NAMES = (
-    *("in_proj.weight", "in_proj.bias", "conv1d.weight", "conv1d.bias", "A_log", "D", "dt_bias"),
-    *("norm.weight", "out_proj.weight", "out_proj.bias"),
-    *("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
-    *("up_proj.weight", "down_proj.weight", "up_proj.bias", "down_proj.bias"),
-    *("gate.weight", "gate.e_score_correction_bias"),
-    *("experts.{}.up_proj.weight", "experts.{}.down_proj.weight"),
-    *("shared_experts.up_proj.weight", "shared_experts.down_proj.weight"),
-    *("shared_experts.up_proj.bias", "shared_experts.down_proj.bias"),
-    *("fc1_latent_proj.weight", "fc2_latent_proj.weight"),
-    *("fc1_latent_proj.bias", "fc2_latent_proj.bias"),
+# Checkpoint name -> parameter name; {} is the layer, then the expert. A {} in the parameter's name
+# alone: the tensor is a stack with one row for each. None: the tensor is skipped.
+DECODER_NAMES = (
+    "embeddings.weight",
+    "norm_f.weight",
+    "layers.{}.norm.weight",
+    # Mamba
+    "layers.{}.mixer.in_proj.weight",
+    "layers.{}.mixer.in_proj.bias",
+    "layers.{}.mixer.conv1d.weight",
+    "layers.{}.mixer.conv1d.bias",
+    "layers.{}.mixer.A_log",
+    "layers.{}.mixer.D",
+    "layers.{}.mixer.dt_bias",
+    "layers.{}.mixer.norm.weight",
+    "layers.{}.mixer.out_proj.weight",
+    "layers.{}.mixer.out_proj.bias",
+    # attention
+    "layers.{}.mixer.q_proj.weight",
+    "layers.{}.mixer.k_proj.weight",
+    "layers.{}.mixer.v_proj.weight",
+    "layers.{}.mixer.o_proj.weight",
+    # MLP
+    "layers.{}.mixer.up_proj.weight",
+    "layers.{}.mixer.down_proj.weight",
+    "layers.{}.mixer.up_proj.bias",
+    "layers.{}.mixer.down_proj.bias",
+    # experts
+    "layers.{}.mixer.gate.weight",
+    "layers.{}.mixer.gate.e_score_correction_bias",
+    "layers.{}.mixer.experts.{}.up_proj.weight",
+    "layers.{}.mixer.experts.{}.down_proj.weight",
+    "layers.{}.mixer.shared_experts.up_proj.weight",
+    "layers.{}.mixer.shared_experts.down_proj.weight",
+    "layers.{}.mixer.shared_experts.up_proj.bias",
+    "layers.{}.mixer.shared_experts.down_proj.bias",
+    "layers.{}.mixer.fc1_latent_proj.weight",
+    "layers.{}.mixer.fc2_latent_proj.weight",
+    "layers.{}.mixer.fc1_latent_proj.bias",
+    "layers.{}.mixer.fc2_latent_proj.bias",
 )
+DECODERS = ("backbone", "model")
 HUB_NAMES = {
     "lm_head.weight": "lm_head.weight",
     # transformers 5 stacks a layer's experts: (e, f, m) and (e, m, f).
     "model.layers.{}.mixer.experts.up_proj": "layers.{}.mixer.experts.{}.up_proj.weight",
     "model.layers.{}.mixer.experts.down_proj": "layers.{}.mixer.experts.{}.down_proj.weight",
-    "mtp.*": None,  # drafts several tokens ahead; the text is the same without
+    "mtp.*": None,  # multi-token prediction: drafts tokens; the text does not need it
 }
-for decoder in ("backbone", "model"):  # on the Hub, in transformers 5
-    HUB_NAMES |= {
-        f"{decoder}.embeddings.weight": "embeddings.weight",
-        f"{decoder}.norm_f.weight": "norm_f.weight",
-        f"{decoder}.layers.{{}}.norm.weight": "layers.{}.norm.weight",
-    } | {f"{decoder}.layers.{{}}.mixer.{name}": f"layers.{{}}.mixer.{name}" for name in MIXER_NAMES}
+# The rest begins with "backbone." on the Hub, and with "model." in transformers 5.
+HUB_NAMES |= {f"{decoder}.{name}": name for name in DECODER_NAMES for decoder in DECODERS}

@@ -1,9 +1,10 @@
-"""Rotary position embedding: the rotation angles of a config, with every frequency scaling.
+"""Rotary position embedding: the cosine and sine of the rotation angles.
 
-An attention head of width d is rotated in d/2 planes. Plane i turns by `position * theta^(-2i/d)`;
-the scaled types change these frequencies so that a model can read further than it was trained.
-This file is arithmetic on a config; which halves form a plane, and which way it turns, is the
-architecture's own business.
+A head of width d is rotated in d/2 planes. At position i, plane j turns by the angle
+i * theta^(-2j/d). The scaled rope types change these frequencies, so that a model can read longer
+texts than those that it was trained on.
+
+Each decoder's `rotate` says which two numbers form a plane and in which direction it turns.
 
 Source: arXiv 2104.09864; transformers 5.23.0 modeling_rope_utils.py (names, defaults, formulas).
 """
@@ -14,35 +15,18 @@ from dataclasses import dataclass
 
 import torch
 
-from nanomodels.config import Keys
-
-# Keys of rope_parameters for each type: required, then optional.
-TYPES = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor",), ()),
-    "yarn": (
-        ("factor",),
-        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    ),
-    "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor")),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ()),
-}
-# Keys that say what the angles are for every type.
-COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-PARTIAL = ("partial_rotary_factor", "rope_percent", "rope_percentage")  # what Hub configs call it
-SCALED = ("yarn", "longrope", "llama3")  # these know the length the model was first trained for
+from nanomodels.config import ConfigReader
 
 
 @dataclass(frozen=True)
 class Rope:
     """The rotary part of a config; one field per key of the Hub's `rope_parameters`."""
 
-    rope_type: str
-    rope_theta: float
-    dim: int  # leading part of a head that is rotated; even
+    dim: int  # the leading numbers of a head that are rotated; even
     max_position_embeddings: int
-    original_max_position_embeddings: int  # length before the scaling; "yarn", "longrope", "llama3"
+    rope_type: str = "default"
+    rope_theta: float = 10_000.0
+    original_max_position_embeddings: int | None = None  # trained length; yarn, longrope, llama3
     factor: float | None = None
     attention_factor: float | None = None  # multiplies cos and sin
     beta_fast: float | None = None
@@ -55,117 +39,35 @@ class Rope:
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
 
-
-def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
-    """Read the rotary keys of a Hub config.json.
-
-    config is the parsed dict; `rope_parameters`, or its older spelling `rope_scaling` with a
-    top-level `rope_theta`, are read as transformers 5.23.0 reads them. partial_rotary_factor is the
-    family's own, for a config that says nothing.
-    Raises ValueError for an unknown type or key, a missing key, two spellings that disagree, or an
-    odd rotated width.
-    """
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"rope_parameters is {found!r}; it must be an object")
-    rope_type = found.get("rope_type", found.get("type", "default"))
-    if not isinstance(rope_type, str) or rope_type not in TYPES:
-        raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
-    required, optional = TYPES[rope_type]
-    if rope_type in SCALED:
-        optional += ("original_max_position_embeddings",)
-    for key in found:
-        if key not in required + optional + COMMON:
-            raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
-    context = config["max_position_embeddings"]
-    keys = Keys(found)
-    if rope_type in SCALED:  # a top-level key wins over the nested one
-        nested = keys.size("original_max_position_embeddings", context)
-        original = Keys(config).size("original_max_position_embeddings", nested)
-    else:
-        original = context
-    for key in required:
-        if found.get(key) is None and (rope_type, key) != ("yarn", "factor"):
-            raise ValueError(f"rope_parameters lacks {key!r}, which rope_type {rope_type!r} needs")
-    factor = keys.number("factor", None, above=0)
-    if factor is None and rope_type in ("yarn", "longrope"):
-        factor = context / original
-
-    spelled = {key: config[key] for key in PARTIAL if config.get(key) is not None}
-    if found.get("partial_rotary_factor") is not None:
-        spelled["rope_parameters.partial_rotary_factor"] = found["partial_rotary_factor"]
-    partial = Keys(spelled, {"the rotated part": tuple(spelled)}).number(
-        "the rotated part", partial_rotary_factor, above=0
-    )
-    dim = int(head_dim * partial)
-    if not 2 <= dim <= head_dim or dim % 2 or (rope_type == "dynamic" and dim == 2):
-        raise ValueError(
-            f"the rotated part of a head is {dim} wide; it must be even, 2 or more (4 or more for "
-            f"rope_type 'dynamic'), and at most head_dim {head_dim}"
-        )
-    return Rope(
-        rope_type=rope_type,
-        rope_theta=keys.number(
-            "rope_theta", Keys(config).number("rope_theta", 10_000.0, above=1), above=1
-        ),
-        dim=dim,
-        max_position_embeddings=context,
-        original_max_position_embeddings=original,
-        factor=factor,
-        attention_factor=keys.number("attention_factor", None),
-        truncate=bool(found.get("truncate", True)),
-        short_factor=stretch(found, "short_factor", rope_type, dim),
-        long_factor=stretch(found, "long_factor", rope_type, dim),
-        **{
-            key: keys.number(key, None, above=0)
-            for key in (
-                "beta_fast",
-                "beta_slow",
-                "mscale",
-                "mscale_all_dim",
-                "low_freq_factor",
-                "high_freq_factor",
-            )
-        },
-    )
-
-
-def stretch(found, key, rope_type, dim):
-    """longrope's divisors of the frequencies (dim/2); nothing for the other types."""
-    if rope_type != "longrope":
-        return ()
-    values = found[key]
-    good = isinstance(values, list) and all(
-        type(value) in (int, float) and value > 0 for value in values
-    )
-    if not good or len(values) != dim // 2:
-        raise ValueError(f"{key} must be {dim // 2} numbers above 0, one for each rotated plane")
-    return tuple(values)
+    @property
+    def context_length(self):
+        """Maximum context length in tokens."""
+        stretch = self.factor if self.rope_type == "dynamic" else 1
+        return int(self.max_position_embeddings * stretch)
 
 
 def rotation(rope, positions, length):
-    """Cosine and sine of the rotation angles, float32.
+    """Cosine and sine of the rotation angles at positions (b, t): two of (b, t, dim/2), float32.
 
-    positions (b, t) of the tokens; returns cos, sin (b, t, dim/2).
-    `length` matters to "dynamic" and "longrope" alone, whose frequencies depend on how long the
-    sequence is: the cache's max_length, or t without one. It stays what it is for the life of a
-    cache, so that keys already cached and keys to come are turned alike (transformers 5.23.0
-    changes the frequencies in mid-sequence and leaves the cached keys as they were).
+    The rope types "dynamic" and "longrope" choose their frequencies by `length`: the cache's
+    max_length, or t without a cache. It is constant for a cache, so all cached keys have the same
+    frequencies. (transformers 5.23.0 changes them during a text and keeps the older keys.)
     """
+    length = length if rope.rope_type in ("dynamic", "longrope") else None
     inv_freq, scale = frequencies(rope, length, positions.device)
     angles = positions.float()[..., None] * inv_freq  # (b, t, dim/2)
     return angles.cos() * scale, angles.sin() * scale
 
 
-@functools.cache  # and never forgotten: a CUDA graph goes on reading it
-@torch.inference_mode(False)  # the tensor is remembered, and may meet autograd later
+@functools.cache  # without a limit: a CUDA graph reads the same memory again and again
+@torch.inference_mode(False)  # a later call may need autograd
 def frequencies(rope, length, device):
-    """Angle per position of each rotated plane (dim/2,), float32, and the factor on cos and sin.
+    """The angle per position of each plane (dim/2,), float32, and the factor on cos and sin.
 
     Source: transformers 5.23.0 modeling_rope_utils.py:129-680, one branch per rope_type.
     """
     theta, factor, dim = rope.rope_theta, rope.factor, rope.dim
-    if rope.rope_type == "dynamic":  # NTK: a larger base once the sequence outgrows the training
+    if rope.rope_type == "dynamic":  # NTK: a larger base for longer texts
         trained = rope.max_position_embeddings
         growth = factor * max(length, trained) / trained - (factor - 1)
         theta = theta * growth ** (dim / (dim - 2))
@@ -176,7 +78,7 @@ def frequencies(rope, length, device):
         inv_freq = inv_freq / factor
     elif rope.rope_type == "yarn":
         scale = yarn_scale(rope)
-        keep = 1 - yarn_ramp(rope).to(device)  # 1: a fast plane, left as trained; 0: interpolated
+        keep = 1 - yarn_ramp(rope).to(device)  # 1: as trained; 0: interpolated
         inv_freq = inv_freq / factor * (1 - keep) + inv_freq * keep
     elif rope.rope_type == "longrope":
         trained = rope.original_max_position_embeddings
@@ -192,14 +94,14 @@ def frequencies(rope, length, device):
             rope.low_freq_factor,
             rope.high_freq_factor,
         )
-        turns = trained * inv_freq / (2 * math.pi)  # full turns within the trained length
-        smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: divided by factor; 1: kept
+        turns = trained * inv_freq / (2 * math.pi)  # in the trained length
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as trained; 0: divided
         inv_freq = (1 - smooth) * inv_freq / factor + smooth * inv_freq
     return inv_freq, scale
 
 
 def yarn_scale(rope):
-    """The factor on cos and sin that keeps the softmax sharp (YaRN, arXiv 2309.00071 eq. 22)."""
+    """YaRN's factor on cos and sin, which keeps the softmax sharp (arXiv 2309.00071 eq. 22)."""
 
     def attention_scale(mscale):
         return 0.1 * mscale * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
@@ -212,9 +114,9 @@ def yarn_scale(rope):
 
 
 def yarn_ramp(rope):
-    """0 to 1 over the planes (dim/2,): where YaRN goes from keeping to interpolating."""
+    """How much YaRN interpolates each plane (dim/2,), from 0 to 1."""
 
-    def plane(turns):  # the plane that makes this many turns within the trained length
+    def plane(turns):  # the plane that makes so many turns in the trained length
         trained = rope.original_max_position_embeddings
         return (
             rope.dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
@@ -227,3 +129,111 @@ def yarn_ramp(rope):
     if low == high:
         high += 0.001
     return ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+
+
+# --- The Hub's config.json ---
+
+# Keys of rope_parameters for each type: (required, optional).
+TYPES = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor",),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor")),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ()),
+}
+# Keys of every type.
+COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# Its spellings at the top level of config.json.
+PARTIAL = ("partial_rotary_factor", "rope_percent", "rope_percentage")
+SCALED = ("yarn", "longrope", "llama3")  # these types need the trained length
+
+
+def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
+    """Read the rotary keys of a Hub config.json.
+
+    config is the parsed dict. The keys are in `rope_parameters`, or in its older spelling
+    `rope_scaling` with a top-level `rope_theta`; both are read as transformers 5.23.0 reads them.
+    partial_rotary_factor is the family's default.
+    Raises ValueError for an unknown type or key, a missing key, two spellings that disagree, or an
+    odd rotated width.
+    """
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"rope_parameters is {given!r}; it must be an object")
+    rope_type = given.get("rope_type", given.get("type", "default"))
+    if not isinstance(rope_type, str) or rope_type not in TYPES:
+        raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
+    required, optional = TYPES[rope_type]
+    if rope_type in SCALED:
+        optional += ("original_max_position_embeddings",)
+    for key in given:
+        if key not in required + optional + COMMON:
+            raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
+    context = config["max_position_embeddings"]
+    keys = ConfigReader(given)
+    if rope_type in SCALED:  # a top-level key wins over the nested one
+        nested = keys.size("original_max_position_embeddings", context)
+        original = ConfigReader(config).size("original_max_position_embeddings", nested)
+    else:
+        original = None
+    for key in required:
+        if given.get(key) is None and (rope_type, key) != ("yarn", "factor"):
+            raise ValueError(f"rope_parameters lacks {key!r}, which rope_type {rope_type!r} needs")
+    factor = keys.number("factor", None, above=0)
+    if factor is None and rope_type in ("yarn", "longrope"):
+        factor = context / original
+
+    spelled = {key: config[key] for key in PARTIAL if config.get(key) is not None}
+    if given.get("partial_rotary_factor") is not None:
+        spelled["rope_parameters.partial_rotary_factor"] = given["partial_rotary_factor"]
+    partial = ConfigReader(spelled, {"the rotated part": tuple(spelled)}).number(
+        "the rotated part", partial_rotary_factor, above=0
+    )
+    dim = int(head_dim * partial)
+    if not 2 <= dim <= head_dim or dim % 2 or (rope_type == "dynamic" and dim == 2):
+        raise ValueError(
+            f"the rotated part of a head is {dim} wide; it must be even, 2 or more (4 or more for "
+            f"rope_type 'dynamic'), and at most head_dim {head_dim}"
+        )
+    return Rope(
+        rope_type=rope_type,
+        rope_theta=keys.number(
+            "rope_theta", ConfigReader(config).number("rope_theta", 10_000.0, above=1), above=1
+        ),
+        dim=dim,
+        max_position_embeddings=context,
+        original_max_position_embeddings=original,
+        factor=factor,
+        attention_factor=keys.number("attention_factor", None),
+        truncate=bool(given.get("truncate", True)),
+        short_factor=stretch(given, "short_factor", rope_type, dim),
+        long_factor=stretch(given, "long_factor", rope_type, dim),
+        **{
+            key: keys.number(key, None, above=0)
+            for key in (
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "low_freq_factor",
+                "high_freq_factor",
+            )
+        },
+    )
+
+
+def stretch(given, key, rope_type, dim):
+    """longrope's divisors of the frequencies (dim/2); () for the other types."""
+    if rope_type != "longrope":
+        return ()
+    values = given[key]
+    good = isinstance(values, list) and all(
+        type(value) in (int, float) and value > 0 for value in values
+    )
+    if not good or len(values) != dim // 2:
+        raise ValueError(f"{key} must be {dim // 2} numbers above 0, one for each rotated plane")
+    return tuple(values)

@@ -469,7 +469,7 @@ def decode_graph(side, batch):
 
     side.order()
     logits, cache = side.start(random_ids(side, batch, PROMPT), WARM + STEPS)
-    steps = cuda_graph.Steps(side.model, cache)
+    steps = cuda_graph.GraphDecoder(side.model, cache)
     for n in range(WARM + STEPS):
         if n == WARM:
             began = now()

@@ -148,7 +148,7 @@ def test_a_snapshot_is_restored_after_rows_were_reordered(model):
     cache.reorder([2, 2, 0])
     model(more, cache=cache)
     cache.restore(snapshot)
-    assert cache.length == 9 and cache.ragged
+    assert cache.length == 9 and cache.has_padding
     found = model(more, cache=cache)
     for i, row in enumerate(rows):
         close(found[i], model(torch.cat((row, more[i]))[None], logits_to_keep=4)[0])
@@ -264,7 +264,11 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
     hook = model.layers[-1].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         model(tokens(model, 1, 3, seed=5), cache=cache)
+    mask = torch.tensor([[0, 1, 1]])
+    with pytest.raises(KeyboardInterrupt):
+        model(tokens(model, 1, 3, seed=5), cache=cache, attention_mask=mask)
     hook.remove()
+    assert not cache.has_padding
     close(model(ids[:, 4:], cache=cache), model(ids, logits_to_keep=5))
 
 

@@ -36,14 +36,14 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("prompt", [1, 9])
 def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ragged):
-    monkeypatch.setattr(cuda_graph, "COLUMNS", 4)  # another graph after 4, 8, 16 and 32
+    monkeypatch.setattr(cuda_graph, "SLOTS", 4)  # another graph after 4, 8, 16 and 32
     rng = torch.Generator().manual_seed(prompt)
     ids = torch.randint(model.config.vocab_size, (3, prompt + 40), generator=rng)
     mask = torch.arange(prompt) >= torch.tensor([[0], [prompt // 2], [prompt - 1]])
     plain = model.new_cache(3, prompt + 40)
     model(ids[:, :prompt], cache=plain, attention_mask=mask if ragged else None)
     cache = plain.clone()
-    steps, captures = cuda_graph.Steps(model, cache), []
+    steps, captures = cuda_graph.GraphDecoder(model, cache), []
     capture = steps.capture
     monkeypatch.setattr(steps, "capture", lambda: (captures.append(cache.length), capture()))
     for n in range(prompt, prompt + 35):
@@ -62,7 +62,7 @@ def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ra
 def test_a_call_reads_nothing_back(model):
     """On the meta device no number can be read, and reading one would end a capture."""
     model = copy.deepcopy(model).to("meta")
-    steps = cuda_graph.Steps(model, model.new_cache(2, 64))
+    steps = cuda_graph.GraphDecoder(model, model.new_cache(2, 64))
     for _ in range(3):
         assert steps(torch.zeros(2, 1, dtype=torch.long, device="meta")).shape[:2] == (2, 1)
 
@@ -86,17 +86,17 @@ def test_what_was_taken_back_is_not_seen(model):
     cache, fresh = model.new_cache(1, 64), model.new_cache(1, 64)
     model(ids[:, :5], cache=cache)
     model(ids[:, :5], cache=fresh)
-    snapshot, mark = cache.snapshot(), cache.mark()
+    snapshot, savepoint = cache.snapshot(), cache.savepoint()
     model(ids[:, 5:], cache=cache)
     cache.restore(snapshot)
-    steps = cuda_graph.Steps(model, cache)
+    steps = cuda_graph.GraphDecoder(model, cache)
     for token in (7, 8):
         token = torch.tensor([[token]])
         expected = model(token, cache=fresh)
         assert (steps(token).cpu() - expected).abs().max() <= 1e-5 * expected.abs().max()
     same_cache(cache, fresh)
-    with pytest.raises(ValueError, match="from before it was changed by hand"):
-        cache.back(mark)
+    with pytest.raises(ValueError, match="from before this one's change"):
+        cache.rollback(savepoint)
 
 
 class Recorder:
@@ -125,14 +125,14 @@ def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, m
         monkeypatch.setattr(torch.cuda, name, Recorder)
     cache = model.new_cache(1, 64)
     model(torch.tensor([[1, 2, 3]]), cache=cache)
-    steps, calls = cuda_graph.Steps(model, cache), []
-    steps.static = cuda_graph.Static(cache, 32)
-    before = {name: tensor.clone() for name, tensor in cache.held(3).items()}
+    steps, calls = cuda_graph.GraphDecoder(model, cache), []
+    steps.static = cuda_graph.StaticCache(cache, 32)
+    before = {name: tensor.clone() for name, tensor in cache.tensors(3).items()}
 
     def call():
-        now = cache.held(3)
+        now = cache.tensors(3)
         assert all(torch.equal(now[name], before[name]) for name in before)
-        assert steps.static.column.tolist() == [3]
+        assert steps.static.next_slot.tolist() == [3]
         calls.append(None)
         model(torch.tensor([[4]]), cache=steps.static)
         if len(calls) == 2:
@@ -141,7 +141,7 @@ def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, m
     monkeypatch.setattr(steps, "call", call)
     with pytest.raises(KeyboardInterrupt):
         steps.captured()
-    now = cache.held(3)
+    now = cache.tensors(3)
     assert all(torch.equal(now[name], before[name]) for name in before)
     assert steps.captured().__name__ == "replay"
     assert len(calls) == 5  # twice to warm up, and once to capture

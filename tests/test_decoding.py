@@ -164,7 +164,7 @@ def test_a_cache_that_holds_the_beginning_is_fed_only_the_rest(model, fed):
         nanomodels.generate(model, ids, cache=cache)
     with pytest.raises(ValueError, match="one prompt, one sample"):
         nanomodels.generate_batch(model, [ids * 2], num_samples=2, cache=cache)
-    cache.ragged = True
+    cache.has_padding = True
     with pytest.raises(ValueError, match="no padding in it"):
         nanomodels.generate(model, ids * 2, cache=cache)
 

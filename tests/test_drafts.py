@@ -132,7 +132,7 @@ def test_greedy_text_is_the_same_in_fewer_calls(kind, tmp_path, monkeypatch):
             assert tuple(found) == row
             # A token that was drafted right saves a call; a state that went back may need a last.
             saved = new - sum(accepted for _, accepted in mine)
-            recurrent = model.new_cache(1, 1).recurrent
+            recurrent = model.new_cache(1, 1).has_ssm
             assert len(lengths) in ((saved, saved + 1) if recurrent else (saved,))
             assert max(lengths[1:]) <= 7
             drafts += mine
@@ -352,10 +352,10 @@ def test_a_cache_goes_back_to_a_mark_again_and_again(make, tmp_path):
         cache, plain = model.new_cache(3, 30), model.new_cache(3, 30)
         for each in (cache, plain):
             model(ids[:, :9], cache=each, attention_mask=padded)
-        mark = cache.mark()
+        savepoint = cache.savepoint()
         for size in (1, 2, 7, 20):
             model(ids[:, -size:], cache=cache)
-            cache.back(mark)
+            cache.rollback(savepoint)
             same_cache(cache, plain)
         model(ids[:, 9:], cache=cache), model(ids[:, 9:], cache=plain)
         same_cache(cache, plain)
@@ -368,7 +368,7 @@ def test_a_mark_from_before_a_change_is_refused(change, tmp_path):
     cache = model.new_cache(2, 20)
     with torch.inference_mode():
         model(torch.ones(2, 5, dtype=torch.long), cache=cache)
-        mark = cache.mark()
+        savepoint = cache.savepoint()
         if change == "reorder":
             cache.reorder([1, 0])
         elif change == "restore":
@@ -380,5 +380,5 @@ def test_a_mark_from_before_a_change_is_refused(change, tmp_path):
         model(torch.ones(2, 5, dtype=torch.long), cache=cache)
     length = cache.length
     with pytest.raises(ValueError, match="of another cache, or from before"):
-        cache.back(mark)
+        cache.rollback(savepoint)
     assert cache.length == length

@@ -20,7 +20,7 @@ from test_tokenizer import family_131072
 
 import generate
 import nanomodels
-from nanomodels.cache import KV, Cache, place
+from nanomodels.cache import KV, Cache
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -493,11 +493,11 @@ class Scripted(torch.nn.Module):
         return Cache([ids], batch, max_length, "cpu")
 
     def forward(self, ids, *, cache, attention_mask=None, logits_to_keep=0):
-        step = place(cache, attention_mask, *ids.shape, "cpu")
+        call = cache.begin(*ids.shape, attention_mask)
         values = ids[:, None, :, None].float()
-        seen, _ = cache.entries[0].extend(values, values, step.start)
-        cache.extend_by(step)
-        self.fed += int((step.positions >= 0).sum())
+        seen, _ = cache.entries[0].extend(values, values, call.first_slot)
+        cache.commit(call)
+        self.fed += int((call.positions >= 0).sum())
         logits = torch.zeros(len(ids), 1, self.config.vocab_size)
         for row, all_ids, positions in zip(logits, seen, cache.positions, strict=True):
             real = positions[: cache.length] >= 0

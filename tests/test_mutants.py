@@ -38,12 +38,12 @@ MUTANTS = {
                             "k = rotate(k.float(), cos, sin)"),
     "a cache that is ignored": (
         "nanochat.py",
-        "k, v = kv.extend(k, v, step.start)",
-        "kv.extend(k, v, step.start)",
+        "k, v = kv.extend(k, v, call.first_slot)",
+        "kv.extend(k, v, call.first_slot)",
     ),
     "the padded vocabulary not cut": ("loading.py", "tensor[:rows]", "tensor"),
-    "a mask off by one, inward": ("cache.py", "(seen <= query)", "(seen < query)"),
-    "a mask off by one, outward": ("cache.py", "(seen <= query)", "(seen <= query + 1)"),
+    "a mask off by one, inward": ("cache.py", "(key <= query)", "(key < query)"),
+    "a mask off by one, outward": ("cache.py", "(key <= query)", "(key <= query + 1)"),
     "is_causal for a later piece": ("attention.py", "mask is None and s > t", "False"),
     "a block that sees what is to come": ("attention.py", "scores[..., -n:] +=",
                                           "scores[..., -n:] + "),
@@ -78,20 +78,20 @@ MUTANTS = {
     ),
     "a capture that moves the cache": ("cuda_graph.py", "tensor.copy_(was)", "pass"),
     "a graph whose state stands still": ("cuda_graph.py", "tensor.copy_(new)", "pass"),
-    "a graph that writes over one column": ("cuda_graph.py", "        self.column += 1\n", ""),
+    "a graph that writes over one slot": ("cuda_graph.py", "        self.next_slot += 1\n", ""),
     "a head that copies its weight": ("nemotron.py", "self.norm(x[:, -logits_to_keep:])",
                                       "self.norm(x)[:, -logits_to_keep:]"),
-    "padding that is seen": ("cache.py", "(seen <= query) & (seen != PADDING)", "seen <= query"),
+    "padding that is seen": ("cache.py", "(key <= query) & (key != PADDING)", "key <= query"),
     "positions that count padding": (
         "cache.py",
-        "real.cumsum(1) - 1",
+        "is_token.cumsum(1) - 1",
         "torch.arange(tokens, device=device)",
     ),
     "a shallow clone": ("cache.py", "copy.deepcopy(self)", "copy.copy(self)"),
     "rows reordered without their positions": (
         "cache.py",
-        "self.positions, self.tokens = self.positions[rows], self.tokens[rows]",
-        "self.tokens = self.tokens[rows]\n        self.positions = self.positions[:1].repeat("
+        "self.positions, self.counts = self.positions[rows], self.counts[rows]",
+        "self.counts = self.counts[rows]\n        self.positions = self.positions[:1].repeat("
         "len(rows), 1)",
     ),
     "the whole text fed for each token": (
@@ -179,8 +179,8 @@ MUTANTS = {
     ),
     "Nemotron-H: rotary positions in attention": (
         "nemotron_h.py",
-        "        if kv is not None:\n            k, v = kv.extend(k, v, step.start)",
-        """        angle = step.positions.clamp(min=0)[:, None, :, None] / 10.0
+        "        if kv is not None:\n            k, v = kv.extend(k, v, call.first_slot)",
+        """        angle = call.positions.clamp(min=0)[:, None, :, None] / 10.0
         q, k = (
             torch.cat(
                 (
@@ -192,17 +192,17 @@ MUTANTS = {
             for x in (q, k)
         )
         if kv is not None:
-            k, v = kv.extend(k, v, step.start)""",
+            k, v = kv.extend(k, v, call.first_slot)""",
     ),
     "Nemotron-H: dt clamped in one pass only": (
         "nemotron_h.py",
         ".clamp(*self.time_step_limit)",
-        ".clamp(*(self.time_step_limit if t > 1 else (0.0, math.inf)))",
+        ".clamp(*(self.time_step_limit if x.shape[1] > 1 else (0.0, math.inf)))",
     ),
     "Nemotron-H: dt clamped in steps only": (
         "nemotron_h.py",
         ".clamp(*self.time_step_limit)",
-        ".clamp(*(self.time_step_limit if t == 1 else (0.0, math.inf)))",
+        ".clamp(*(self.time_step_limit if x.shape[1] == 1 else (0.0, math.inf)))",
     ),
     "Nemotron-H: transformers' floor under dt": (
         "nemotron_h.py",
@@ -216,28 +216,28 @@ MUTANTS = {
     ),
     "Nemotron-H: the state in bf16": (
         "nemotron_h.py",
-        "entry.follow(window, state)",
-        "entry.follow(window, state.bfloat16().float())",
+        "ssm.stage(window, S)",
+        "ssm.stage(window, S.bfloat16().float())",
     ),
     "Nemotron-H: the state kept in the model's dtype": (
         "nemotron_h.py",
-        "entry.follow(window, state)",
-        "entry.follow(window, state.type_as(z))",
+        "ssm.stage(window, S)",
+        "ssm.stage(window, S.type_as(z))",
     ),
     "Nemotron-H: the window from the padded end": (
         "nemotron_h.py",
-        "        if step.real is None:\n            window = xBC[:, t:].clone()",
-        "        if True:\n            window = xBC[:, t:].clone()",
+        "window = call.last(xBC, old.window.shape[1])",
+        "window = xBC[:, x.shape[1] :].clone()",
     ),
     "Nemotron-H: padding that moves the state": (
-        "nemotron_h.py",
-        "dt = dt.take_along_dim(order, 1) * real[..., None]",
-        "dt = dt.take_along_dim(order, 1)",
+        "cache.py",
+        "(x * self.is_token[..., None]).take_along_dim",
+        "x.take_along_dim",
     ),
     "Nemotron-H: padding in the convolution": (
         "nemotron_h.py",
-        "            xBC = xBC.take_along_dim(order, 1)\n",
-        "",
+        "xBC, dt = call.pack(xBC), call.pack(dt)",
+        "dt = call.pack(dt)",
     ),
     "Nemotron-H: no state from one chunk to the next": (
         "nemotron_h.py",
@@ -262,6 +262,26 @@ MUTANTS = {
     "experts that lose their first row": ("experts.py", "right=True", "right=False"),
     "experts that are trained in vain": ("experts.py", "torch.is_grad_enabled() and", "False and"),
     "experts that are moved for nothing": ("experts.py", "linear.weight.data = weight", "pass"),
+    "Nemotron-H: padding left where the packing put it": (
+        "nemotron_h.py",
+        "self.norm(call.unpack(y), z)",
+        "self.norm(y, z)",
+    ),
+    "an interrupted call that leaves padding": (
+        "cache.py",
+        "padded = self.has_padding or is_token is not None",
+        "padded = self.has_padding = self.has_padding or is_token is not None",
+    ),
+    "padding forgotten with its call": (
+        "cache.py",
+        "        self.has_padding |= call.is_token is not None\n",
+        "",
+    ),
+    "2026: lambdas that are cast": (
+        "nanochat_2026.py",
+        "parameter.data = data.to(parameter.device)",
+        "pass",
+    ),
     "2026: a window a token too short": (
         "nanochat_2026.py",
         "(key >= query - window)",
@@ -274,8 +294,8 @@ MUTANTS = {
     ),
     "2026: a smear that forgets the piece before": (
         "nanochat_2026.py",
-        "ids_before(ids, seen, step.positions)",
-        "ids_before(input_ids, step.positions, step.positions)",
+        "previous_ids(ids, seen, call.positions)",
+        "previous_ids(input_ids, call.positions, call.positions)",
     ),
     "2026: the middle a layer early": (
         "nanochat_2026.py",
@@ -289,13 +309,13 @@ MUTANTS = {
     ),
     "a restore that keeps the length": (
         "cache.py",
-        "        self.length = length\n        self.ragged",
-        "        self.ragged",
+        "        self.length = length\n        self.has_padding",
+        "        self.has_padding",
     ),
     "a state moved by an interrupted call": (
         "cache.py",
-        "        self.next = window, state",
-        "        self.next = self.window, self.state = window, state",
+        "        self.staged = window, state",
+        "        self.staged = self.window, self.state = window, state",
     ),
     "rows reordered without their states": (
         "cache.py",

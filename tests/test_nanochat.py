@@ -125,5 +125,5 @@ def test_the_published_sizes_have_the_published_parameter_counts(name, params):
     native = {"sequence_len": 2048, "vocab_size": 65536, "n_layer": layers}
     native |= {"n_head": heads, "n_kv_head": heads, "n_embd": width}
     with torch.device("meta"):
-        model = nanochat.NanoChat(nanochat.config_from_hub(nanochat.hub_config(native)))
+        model = nanochat.NanoChat(nanochat.config_from_hub(nanochat.config_from_nanochat(native)))
     assert sum(p.numel() for p in model.parameters()) == params

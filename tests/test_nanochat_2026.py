@@ -230,11 +230,11 @@ def test_a_window_keeps_one_key_more_than_it_looks_back(narrow):
     """N4: a change 18 tokens back is seen through one windowed layer, 19 back is not."""
     layer = narrow.layers[0].self_attn
     mask_of = nanochat_2026.window_mask
-    step = nanochat_2026.place(None, None, 1, 30, "cpu")
-    assert mask_of(step, step.positions, 18)[0, 0, 29].nonzero().flatten().tolist() == [
+    call = nanochat_2026.NoCache(1, "cpu").begin(1, 30)
+    assert mask_of(call, call.positions, 18)[0, 0, 29].nonzero().flatten().tolist() == [
         *range(11, 30)
     ]
-    assert mask_of(step, step.positions[:, :19], 18) is None
+    assert mask_of(call, call.positions[:, :19], 18) is None
     assert narrow.config.windows[0] == 18 and layer.value_embed is None
 
 

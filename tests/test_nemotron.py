@@ -115,34 +115,9 @@ def test_question_answering_matches_transformers(tmp_path, side):
 def test_token_classification_matches_transformers(tmp_path, side):
     theirs, ours = head(tmp_path, "NemotronForTokenClassification", num_labels=5)
     ids, mask = padded(theirs.config.vocab_size, side)
-    labels = torch.where(mask.bool(), ids % 5, -100)
-    expected = theirs(ids, attention_mask=mask, labels=labels)
+    expected = theirs(ids, attention_mask=mask)
     found = ours(ids, attention_mask=mask)
     close(found[mask.bool()], expected.logits[mask.bool()])
-    close(ours.loss(found, labels), expected.loss)
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_next_token_loss_matches_transformers(tmp_path, side):
-    theirs = random_nemotron(5)
-    theirs.save_pretrained(tmp_path)
-    ours = nanomodels.load(tmp_path)
-    ids, mask = padded(theirs.config.vocab_size, side)
-    labels = torch.where(mask.bool(), ids, -100)
-    labels[0, 3:5] = -100
-    if side == "left":  # the token before the first real one has nothing to predict from
-        labels[range(3), mask.argmax(1)] = -100
-    expected = theirs(ids, attention_mask=mask, labels=labels)
-    close(ours.loss(ours(ids, attention_mask=mask), labels), expected.loss)
-
-
-def test_losses_have_gradients(tmp_path):
-    random_nemotron(5).save_pretrained(tmp_path)
-    ours, ids = nanomodels.load(tmp_path), torch.arange(1, 13).view(2, 6)
-    ours.requires_grad_(True)
-    ours.loss(ours(ids), ids).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
 
 
 def test_norm_weights_of_the_references_are_far_from_zero_and_one():

@@ -164,14 +164,14 @@ def read_nanochat(folder, era=None, step=None):
     if len(named) != len(tensors) or embedding is None or embedding.dim() != 2:
         raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
     try:
-        era = nanochat_2026.recognise(named, era)
+        era = nanochat_2026.detect_era(named, era)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     try:
         if era == nanochat_2026.FIRST:
-            config = nanochat.hub_config(model_config)
+            config = nanochat.config_from_nanochat(model_config)
         else:
-            config = nanochat_2026.hub_config(model_config, era)
+            config = nanochat_2026.config_from_nanochat(model_config, era)
     except ValueError as error:
         raise ValueError(f"{meta_path}: {error}") from None
     architecture, model = build(meta_path, config)
@@ -193,7 +193,7 @@ def read_nanochat(folder, era=None, step=None):
         if name.startswith(("transformer.wte.", "lm_head.", "value_embeds.")):
             named[name] = tensor[:rows]
     try:
-        renamed, _ = rename(named, architecture.NATIVE_NAMES)
+        renamed, _ = rename(named, architecture.NANOCHAT_NAMES)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     files = {path: states[path] for path in (meta_path, path)}

@@ -124,7 +124,7 @@ def generate_batch(
     if not all(0 <= i < known for ids in prompts for i in ids):
         raise ValueError(f"a prompt has ids that are not in the vocabulary of {known}")
     if cache is not None:
-        if len(prompts) > 1 or num_samples > 1 or cache.ragged:
+        if len(prompts) > 1 or num_samples > 1 or cache.has_padding:
             raise ValueError("a cache goes with one prompt, one sample, and no padding in it")
         if cache.length >= longest:
             raise ValueError(f"the cache holds {cache.length} tokens; the prompt must have more")
@@ -210,7 +210,9 @@ def steps(
         )
         return
     call = (
-        graph.Steps(model, cache) if cuda_graph else partial(model, cache=cache, logits_to_keep=1)
+        graph.GraphDecoder(model, cache)
+        if cuda_graph
+        else partial(model, cache=cache, logits_to_keep=1)
     )
     live = [True] * len(logits)
     for n in range(max(limits)):
@@ -295,7 +297,7 @@ def drafted_steps(model, logits, seen, limit, sampler, stop_ids, vocab_size, cac
     While tokens of a draft are given out the cache is ahead of them; at the end it is put right.
     """
     text, prompt = lookup.text, len(lookup.text)
-    mark, draft, accepted = cache.mark(), [], 0
+    savepoint, draft, accepted = cache.savepoint(), [], 0
     try:
         for left in reversed(range(limit)):  # so many tokens may follow this one
             token = int(sampler(logits[accepted : accepted + 1], seen))
@@ -310,30 +312,31 @@ def drafted_steps(model, logits, seen, limit, sampler, stop_ids, vocab_size, cac
                 accepted += 1
             elif left > 0:
                 lookup.learn(len(draft), accepted)
-                take_back(cache, mark, len(text) - 1)
+                rollback_to(cache, savepoint, len(text) - 1)
                 new = text[cache.length :]
                 # No further than the text and the cache may go, nor what a call is to be given.
                 room = min(left - 1, cache.max_length - len(text), lookup.most + 1 - len(new))
-                draft, accepted, mark = lookup.draft(room), 0, cache.mark()
+                draft, accepted, savepoint = lookup.draft(room), 0, cache.savepoint()
                 ids = torch.tensor([new + draft], device=cache.positions.device)
                 logits = model(ids, cache=cache, logits_to_keep=len(draft) + 1)[0, :, :vocab_size]
     finally:
         # However it ended: a cache that holds all tokens but the last, or but the stop id.
         lookup.learn(len(draft), accepted)
         held = max(len(text) - 1, prompt)
-        take_back(cache, mark, held)
+        rollback_to(cache, savepoint, held)
         if new := text[cache.length : held]:
             model(torch.tensor([new], device=cache.positions.device), cache=cache, logits_to_keep=1)
 
 
-def take_back(cache, mark, length):
-    """Have the cache hold no more than the first `length` tokens.
+def rollback_to(cache, savepoint, length):
+    """Keep at most the first `length` tokens of the cache.
 
-    A recurrent one goes back to the mark, so it may hold fewer: these go into the next call.
+    A cache with SSM states goes back to the savepoint, so it may keep fewer: the rest must be part
+    of the next call.
     """
     if cache.length > length:
-        if cache.recurrent:
-            cache.back(mark)
+        if cache.has_ssm:
+            cache.rollback(savepoint)
         else:
             cache.truncate(length)
 
