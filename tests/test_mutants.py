@@ -231,7 +231,7 @@ MUTANTS = {
     ),
     "Nemotron-H: padding that moves the state": (
         "cache.py",
-        "(x * self.is_token[..., None]).take_along_dim",
+        "(x * tokens[..., None]).take_along_dim",
         "x.take_along_dim",
     ),
     "Nemotron-H: padding in the convolution": (
@@ -326,7 +326,7 @@ MUTANTS = {
     "the stop id given out": ("decoding.py", "on and i not in stop_ids", "on"),
     "top-p that keeps too few": ("sampling.py", "<= 1 - self.top_p", "<= 1.05 - self.top_p"),
     "longrope that never goes long": ("rope.py", "if length > trained", "if length > 10**9"),
-    "yarn without its scale": ("rope.py", "scale = yarn_scale(rope)", "scale = 1.0"),
+    "yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
     "the high half of a byte first": (
         "modelopt.py",
         "(e2m1.repeat(16), e2m1.repeat_interleave(16))",
