@@ -172,7 +172,7 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     architecture, model = loading.build(folder, config)
     scheme = config.get("nanomodels", {}).get("quantize")
     if scheme:  # as convert_hf.py writes it, with the parameters' own names
-        quantized.replace(model, scheme, lm_head=True)
+        quantized.swap_linears(model, scheme, lm_head=True)
         hub_names = {loading.pattern(name): name for name, _ in model.named_parameters()}
         hub_names = dict(zip(hub_names, hub_names, strict=True))
     else:

@@ -389,7 +389,7 @@ class Mapped:
     def read(self, tensor):
         """The tensor in memory of its own; of a quantised one each part."""
         if not isinstance(tensor, torch.Tensor):
-            return type(tensor)(*map(self.read, tensor.stored))
+            return type(tensor)(*map(self.read, tensor.parts))
         start = tensor.data_ptr()
         span = next((span for span in self.spans if span[0] <= start < span[1]), None)
         if span is None or not tensor.is_contiguous():

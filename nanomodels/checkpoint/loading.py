@@ -25,6 +25,7 @@ from nanomodels import cpu
 from nanomodels.checkpoint import modelopt
 from nanomodels.linears import quantized as q
 from nanomodels.linears.prepacked import prepack_linears
+from nanomodels.linears.stored import StoredWeight
 from nanomodels.text.files import one_line, read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
@@ -74,7 +75,7 @@ class Source:
             if scheme != self.scheme or lm_head:
                 raise ValueError(f"{self.folder}: its weights are {self.scheme} already")
             return
-        count = q.replace(self.model, scheme, lm_head)
+        count = q.swap_linears(self.model, scheme, lm_head)
         if not count or (lm_head and isinstance(self.model.lm_head, nn.Linear)):
             raise ValueError(
                 f"{self.folder}: {scheme} is for linears whose sizes are multiples of {q.GROUP}; "
@@ -112,12 +113,12 @@ def read_hub(folder):
     model.stop_ids = stop_ids(folder, config)
     states = states_of(folder)
     recipe = config.get("quantization_config") or whole.get("quantization_config") or None
-    packed = modelopt.recognise(folder, recipe)
+    packed = modelopt.detect_modelopt(folder, recipe)
     tensors, files = read_tensors(folder)
     names, skipped, scheme = architecture.HUB_NAMES, {}, None
     try:
         if packed:
-            tensors, skipped = modelopt.gather(tensors)
+            tensors, skipped = modelopt.join_scales(tensors)
         if "nanomodels" in config:  # convert_hf.py wrote it: tensors have the parameters' names
             made = config["nanomodels"]
             if not isinstance(made, dict):
@@ -126,8 +127,8 @@ def read_hub(folder):
             names = {pattern(name): pattern(name) for name, _ in model.named_parameters()}
             tensors = {name: t for name, t in tensors.items() if not name.startswith(PADDING)}
             if scheme is not None:
-                stored, tensors = tensors, q.gather(tensors, scheme)
-                q.replace(model, scheme, "lm_head.weight_scale" in stored)
+                stored, tensors = tensors, q.join_scales(tensors, scheme)
+                q.swap_linears(model, scheme, "lm_head.weight_scale" in stored)
         elif any(name.startswith(LANGUAGE_MODEL) for name in tensors):
             others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
             others -= {name.split(".")[0] for name in names}  # nothing of its own stands outside
@@ -497,7 +498,7 @@ def fill(found, device, dtype, progress):
     for _, tensor, places in found:
         module, leaf, _ = places[0]
         if isinstance(module, q.QuantizedLinear) and leaf == "weight":
-            module.take(tensor, device, wanted)
+            module.load_weight(tensor, device, wanted)
             used = (module.codes, module.scales)
         else:
             parameter = tensor.to(device, torch.float32 if is_exact(module, leaf) else wanted)
@@ -506,7 +507,8 @@ def fill(found, device, dtype, progress):
                 setattr(module, leaf, parameter)
             used = (parameter,)
         addresses = {part.data_ptr() for part in used}
-        for part in getattr(tensor, "stored", (tensor,)):  # one that was copied is read no more
+        parts = tensor.parts if isinstance(tensor, StoredWeight) else (tensor,)
+        for part in parts:  # one that was copied is not read again
             if part.data_ptr() not in addresses:
                 cpu.release(part)
         done += tensor.nbytes
