@@ -127,8 +127,8 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.loading import left_out
-    from nanomodels.cpu import keep_memory
     from nanomodels.generation.sampling import Sampler
+    from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.quantized import parameter_count
     from nanomodels.nanochat import GENERATION_CONFIG
 

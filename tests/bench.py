@@ -247,10 +247,10 @@ def proc(path, key):
 class Ours:
     def load(self):
         import nanomodels
-        from nanomodels import cpu
+        from nanomodels.linears import memory
 
         if DEVICE == "cpu":
-            cpu.keep_memory()  # as generate.py does
+            memory.keep_memory()  # as generate.py does
         self.model = nanomodels.load(self.folder, DEVICE)
 
     def close(self):

@@ -359,7 +359,7 @@ MUTANTS = {
     "a bias that is lost": ("prepacked.py", "y if bias is None else y + bias", "y"),
     "float32 into bfloat16's kernel": ("prepacked.py", "or x.dtype != self.weight.dtype", ""),
     "a prompt that waits for the kernel": ("prepacked.py", "return rows\n", "return 1\n"),
-    "written pages given back": ("cpu.py", "| (flags & 1 == 1)", "| (flags & 1 < 2)"),
+    "written pages given back": ("memory.py", "| (flags & 1 == 1)", "| (flags & 1 < 2)"),
     "memory that is not asked for": ("loading.py", "or needed <= available", "or True"),
     "the embedding counted as small": ("loading.py", "id(module) in quantised or ", ""),
     "steps that are too wide": ("quantized.py", "zero / 8 - low / 8, high / 7 - zero / 7",

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nanomodels import cpu
 from nanomodels.checkpoint import modelopt
+from nanomodels.linears import memory
 from nanomodels.linears import quantized as q
 from nanomodels.linears.prepacked import prepack_linears
 from nanomodels.linears.stored import StoredWeight
@@ -473,7 +473,7 @@ def check_memory(source, found, device, dtype):
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
-        available = cpu.available_memory()
+        available = memory.available_memory()
     else:
         return
     needed = memory_needed(source, found, dtype, None)
@@ -510,7 +510,7 @@ def fill(found, device, dtype, progress):
         parts = tensor.parts if isinstance(tensor, StoredWeight) else (tensor,)
         for part in parts:  # one that was copied is not read again
             if part.data_ptr() not in addresses:
-                cpu.release(part)
+                memory.release(part)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)

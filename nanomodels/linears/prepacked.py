@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from nanomodels import cpu
+from nanomodels.linears import memory
 
 LARGE = 1 << 20  # numbers; smaller weights stay in the CPU's cache, and call overhead would show
 PIECE = 1 << 26  # numbers that are packed at a time, so that little is in memory twice
@@ -40,7 +41,7 @@ class Kernel:
         for first in range(0, len(weight), rows):
             some = slice(first, first + rows)
             self.pieces.append((self.pack(weight[some]), None if bias is None else bias[some]))
-            cpu.release(weight[some])
+            memory.release(weight[some])
 
     def __call__(self, x):
         """x (..., in) -> (..., out)."""
