@@ -27,12 +27,13 @@ from torch.overrides import TorchFunctionMode
 
 from nanomodels.checkpoint import modelopt, nanochat_folder
 from nanomodels.checkpoint.names import PADDING_PREFIX, listed, rename
+from nanomodels.checkpoint.stop_ids import stop_ids
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.linears import memory, quantized
 from nanomodels.linears.prepacked import prepack_linears
 from nanomodels.linears.quantized import QuantizedLinear, QuantizedWeight
 from nanomodels.linears.stored import StoredWeight
-from nanomodels.text.files import one_line, read_json, state_of
+from nanomodels.text.files import read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
@@ -156,39 +157,6 @@ def read_config(path, config):
         return architecture, classes[name], architecture.config_from_hub(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def stop_ids(folder, config):
-    """The ids that end generation: all that config, generation_config and tokenizer_config name."""
-    named = [config.get("eos_token_id")]
-    if (folder / "generation_config.json").is_file():
-        named.append(read_json(folder / "generation_config.json").get("eos_token_id"))
-    if (folder / "tokenizer_config.json").is_file():
-        named.append(eos_of_tokenizer(folder))
-    ids = [i for entry in named for i in (entry if isinstance(entry, list) else [entry])]
-    for i in ids:
-        if i is not None and type(i) is not int:
-            raise ValueError(f"{folder}: eos_token_id {i!r} must be a whole number, or a list")
-    return tuple(sorted({i for i in ids if i is not None}))
-
-
-def eos_of_tokenizer(folder):
-    """The id of the tokenizer's eos_token, or None; reads no more of its files than that takes."""
-    config = read_json(folder / "tokenizer_config.json")
-    try:
-        eos = config.get("eos_token")
-        eos = eos.get("content") if isinstance(eos, dict) else eos
-        decoder = config.get("added_tokens_decoder") or {}
-        added = {token["content"]: int(i) for i, token in decoder.items()}
-        if eos is not None and eos not in added and (folder / "tokenizer.json").is_file():
-            tokens = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-            added = {token["content"]: token["id"] for token in tokens}
-        return added.get(eos)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: tokenizer_config.json or tokenizer.json is not laid out as transformers "
-            f"writes it ({type(error).__name__}: {one_line(error)})"
-        ) from None
 
 
 # --- Join, name, build ---
