@@ -71,7 +71,7 @@ def test_a_packed_weight_errs_no_more_than_f_linear(kernel):
 def test_a_large_weight_is_packed_in_pieces(monkeypatch, kernel, rows):
     plain, x = plain_linear(), random_rows(7, 96)
     expected = kernel(plain.weight, plain.bias)(x)
-    monkeypatch.setattr(prepacked, "PIECE", rows * 96)
+    monkeypatch.setattr(prepacked, "CHUNK_WEIGHTS", rows * 96)
     given = []
     monkeypatch.setattr(memory, "release", lambda weight: given.append(len(weight)))
     packed = kernel(plain.weight, plain.bias)

@@ -75,8 +75,8 @@ class Source:
 def read(folder, era=None, step=None, quantize=None, quantize_head=False):
     """Read a folder into a Source, without the weights.
 
-    era and step are a nanochat training folder's; step None is the highest. quantize is the scheme
-    that the linears are to have, quantize_head: the head, too; else the scheme is the folder's.
+    era and step are for a nanochat training folder; step None is the highest. quantize is the
+    scheme to quantise the linears with, None for the folder's own; quantize_head: the head, too.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -286,24 +286,23 @@ def match_tensors(model, tensors):
     Tied parameters take one tensor between them. Raises ValueError for an unexpected or missing
     tensor, another shape, or a dtype that is not supported.
     """
-    parameters = {}  # id of a meta parameter -> it, and its places
+    parameters = {}  # id of a parameter -> the parameter, and its places
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             place = Place(module, leaf, f"{prefix}.{leaf}" if prefix else leaf)
             parameters.setdefault(id(parameter), (parameter, []))[1].append(place)
-    parameters, left = [*parameters.values()], dict(tensors)
+    left = dict(tensors)
     given = [
-        [entry for place in places for entry in left.pop(place.name, ())]
-        for _, places in parameters
+        (parameter, places, [entry for place in places for entry in left.pop(place.name, ())])
+        for parameter, places in parameters.values()
     ]
     if left:
         names = [name for entries in left.values() for name, _ in entries]
         raise ValueError(f"unexpected tensors: {listed(names)}")
-    pairs = [*zip(parameters, given, strict=True)]
-    missing = [places[0].name for (_, places), entries in pairs if not entries]
+    missing = [places[0].name for _, places, entries in given if not entries]
     if missing:
         raise ValueError(f"missing tensors: {listed(missing)}")
-    return [choose(parameter, places, entries) for (parameter, places), entries in pairs]
+    return [choose(*each) for each in given]
 
 
 def choose(parameter, places, entries):

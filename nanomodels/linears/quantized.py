@@ -5,9 +5,9 @@
     y = x w^T + bias                       in x's dtype
 
 A few rows of bfloat16, as in a decode step, go to torch's kernels, which read only the small
-weights. The speed of many rows depends on arithmetic: there the weight is dequantised chunk by
-chunk, and each chunk is multiplied like any other weight. So are float32 and float16 rows, for
-which torch's kernels are scalar code.
+weights. The speed of many rows depends on arithmetic: there the weight is dequantised piece by
+piece, and each piece is multiplied like any other weight. So it is for float32 and float16 rows,
+for which torch's kernels are scalar code.
 
 Scales and zeros are bfloat16, and the codes are chosen for these rounded numbers. The range of a
 group is cut into equal steps, and each weight is rounded to the nearest step. Narrower ranges or
@@ -100,7 +100,7 @@ class Int4(QuantizedWeight):
             zero = (low * (7 / 15) + high * (8 / 15)).bfloat16().float()
             # Wide enough for both ends, so that no weight is more than half a step away.
             scale = torch.maximum(zero / 8 - low / 8, high / 7 - zero / 7).bfloat16().float()
-            step = scale.clamp(min=torch.finfo().tiny)  # 0 where all are the same
+            step = scale.clamp(min=torch.finfo().tiny)  # scale is 0 where all weights are equal
             w = w.sub_(zero[..., None]).div_(step[..., None]).round_().clamp_(-8, 7).add_(8)
             codes[outputs] = pack(w.to(torch.uint8).flatten(1))
             scales[:, outputs] = torch.stack((scale, zero), -1).transpose(0, 1).bfloat16()
