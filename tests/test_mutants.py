@@ -369,7 +369,7 @@ MUTANTS = {
     "a prompt that waits for the kernel": ("prepacked.py", "return rows\n", "return 1\n"),
     "written pages given back": ("memory.py", "| (flags & 1 == 1)", "| (flags & 1 < 2)"),
     "memory that is not asked for": ("loading.py", "or needed <= available", "or True"),
-    "the embedding counted as small": ("loading.py", "id(place.module) in to_quantise", "True"),
+    "the embedding counted as small": ("loading.py", "id(place.module) in to_quantise", "scheme"),
     "steps that are too wide": ("quantized.py", "zero / 8 - low / 8, high / 7 - zero / 7",
                                 "zero / 7 - low / 7, high / 6 - zero / 6"),
     "rows packed in another order": ("quantized.py", "(low | high << 4)", "(high | low << 4)"),
