@@ -70,7 +70,7 @@ def main(argv=None):
     try:
         from nanomodels.checkpoint.convert import convert
 
-        convert(args, WEIGHTS)
+        convert(**vars(args), weights=WEIGHTS)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

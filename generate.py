@@ -126,9 +126,9 @@ def run(args):
     import torch
 
     from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint.loading import left_out
-    from nanomodels.cpu import keep_memory
+    from nanomodels.checkpoint.names import left_out
     from nanomodels.generation.sampling import Sampler
+    from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.quantized import parameter_count
     from nanomodels.nanochat import GENERATION_CONFIG
 

@@ -159,6 +159,7 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     from safetensors.torch import save_file
 
     from nanomodels.checkpoint import loading
+    from nanomodels.checkpoint.names import numbers, pattern
     from nanomodels.linears import quantized
 
     if isinstance(source, str):
@@ -169,11 +170,12 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     config.pop("auto_map", None)  # code on the Hub
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    architecture, model = loading.build(folder, config)
+    architecture, model_class, parsed = loading.read_config(folder, config)
+    model = loading.build(model_class, parsed)
     scheme = config.get("nanomodels", {}).get("quantize")
     if scheme:  # as convert_hf.py writes it, with the parameters' own names
-        quantized.replace(model, scheme, lm_head=True)
-        hub_names = {loading.pattern(name): name for name, _ in model.named_parameters()}
+        quantized.swap_linears(model, scheme, lm_head=True)
+        hub_names = {pattern(name): name for name, _ in model.named_parameters()}
         hub_names = dict(zip(hub_names, hub_names, strict=True))
     else:
         hub_names = {  # the first of several, which is the Hub's; the others are transformers 5's
@@ -185,12 +187,12 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
     for prefix, module in model.named_modules():
         for leaf, weight in module.named_parameters(recurse=False):
             name = f"{prefix}.{leaf}"
-            name = hub_names[loading.pattern(name)].format(*loading.numbers(name))
+            name = hub_names[pattern(name)].format(*numbers(name))
             if isinstance(module, quantized.QuantizedLinear) and leaf == "weight":
                 parts = quantized.parts_of(scheme, weight.shape)
                 tensors += [(name + end, torch.Size(shape), t) for end, (t, shape) in parts]
             else:
-                exact = loading.is_exact(module, leaf)
+                exact = leaf in getattr(module, "float32", ())
                 tensors.append((name, weight.shape, torch.float32 if exact else torch.bfloat16))
     size = sum(shape.numel() * dtype.itemsize for _, shape, dtype in tensors)
     free = {"disk": shutil.disk_usage(folder).free, "memory": proc("/proc/meminfo", "MemAvailable")}
@@ -200,7 +202,7 @@ def write_checkpoint(folder, source, changes, tiny, llama=False):
         if free[what] < needed:
             raise Skipped(f"{what}: {needed / 1e9:.1f} GB needed, {free[what] / 1e9:.1f} free")
     noise, weight_map = torch.randn(1 << 24).bfloat16(), {}
-    for n, (_, layer) in enumerate(groupby(tensors, lambda t: loading.numbers(t[0])[:1])):
+    for n, (_, layer) in enumerate(groupby(tensors, lambda t: numbers(t[0])[:1])):
         file = f"model-{n:05}.safetensors"
         made = {name: random_weight(name, shape, dtype, noise) for name, shape, dtype in layer}
         save_file(made, folder / file, metadata={"format": "pt"})
@@ -247,10 +249,10 @@ def proc(path, key):
 class Ours:
     def load(self):
         import nanomodels
-        from nanomodels import cpu
+        from nanomodels.linears import memory
 
         if DEVICE == "cpu":
-            cpu.keep_memory()  # as generate.py does
+            memory.keep_memory()  # as generate.py does
         self.model = nanomodels.load(self.folder, DEVICE)
 
     def close(self):

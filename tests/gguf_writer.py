@@ -12,13 +12,15 @@ import json
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from nanomodels.checkpoint import loading
+from nanomodels.checkpoint.loading import read_config
+from nanomodels.checkpoint.names import numbers, pattern
+from nanomodels.checkpoint.tensors import read_tensors
 
 
 def write_gguf(folder, path):
     """Write the checkpoint in a folder as one GGUF file."""
     hub = json.loads((folder / "config.json").read_text())
-    config = loading.build(folder, hub)[1].config
+    config = read_config(folder, hub)[2]
     name, settings = SETTINGS[hub["model_type"]](config)
     writer = GGUFWriter(path, name)
     writer.add_tokenizer_model("no_vocab")
@@ -26,8 +28,8 @@ def write_gguf(folder, path):
         add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
         add.get(type(value), writer.add_array)(f"{name}.{key}", value)
     found = {}  # name -> tensors, several where each expert has one
-    for hub_name, tensor in sorted(loading.read_tensors(folder)[0].items(), key=by_numbers):
-        new_name = NAMES[loading.pattern(hub_name)].format(*loading.numbers(hub_name))
+    for hub_name, tensor in sorted(read_tensors(folder)[0].items(), key=by_numbers):
+        new_name = NAMES[pattern(hub_name)].format(*numbers(hub_name))
         found.setdefault(new_name, []).append(converted(new_name, tensor, config))
     for new_name, tensors in found.items():
         tensor = torch.stack(tensors) if "_exps" in new_name else tensors[0]
@@ -44,7 +46,7 @@ def write_gguf(folder, path):
 
 def by_numbers(item):
     """Layer and expert of a (name, tensor)."""
-    return [int(number) for number in loading.numbers(item[0])]
+    return [int(number) for number in numbers(item[0])]
 
 
 def converted(name, tensor, config):

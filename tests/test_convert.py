@@ -19,7 +19,9 @@ from transformers import AutoTokenizer
 
 import convert_hf
 import nanomodels
-from nanomodels.checkpoint import convert, loading
+from nanomodels.checkpoint import convert, writing
+from nanomodels.checkpoint.names import PADDING_PREFIX
+from nanomodels.checkpoint.tensors import read_tensors
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -57,13 +59,13 @@ def same(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name
-        assert torch.equal(convert.raw(tensor), convert.raw(theirs[name])), name
+        assert torch.equal(writing.raw(tensor), writing.raw(theirs[name])), name
 
 
 def tensors_of(folder):
     """What a converted folder holds, but what stands between."""
-    stored, _ = loading.read_tensors(folder)
-    return {n: t for n, t in stored.items() if not n.startswith(loading.PADDING)}
+    stored, _ = read_tensors(folder)
+    return {n: t for n, t in stored.items() if not n.startswith(PADDING_PREFIX)}
 
 
 @torch.inference_mode()
@@ -503,7 +505,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
     source, target, refused, monkeypatch, change, dtype
 ):
     shard = sorted(source.glob("*.safetensors"))[-1]
-    add = convert.Progress.add
+    add = writing.Progress.add
 
     def meddle(self, size):
         add(self, size)
@@ -513,7 +515,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
             else:
                 os.truncate(shard, 4096 if change == "cut" else shard.stat().st_size + 1)
 
-    monkeypatch.setattr(convert.Progress, "add", meddle)
+    monkeypatch.setattr(writing.Progress, "add", meddle)
     refused(source, target, *dtype, words=[shard, "has changed while it was read"])
 
 
@@ -535,11 +537,11 @@ def slow(tmp_path):
     """A program that converts the source so slowly that it can be stopped meanwhile."""
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\nimport convert_hf\nfrom nanomodels import convert\n"
-        "add = convert.Progress.add\n"
+        "import sys, time\nimport convert_hf\nfrom nanomodels.checkpoint import writing\n"
+        "add = writing.Progress.add\n"
         "def slowly(self, size):\n    add(self, size)\n    print('.', flush=True)\n"
         "    time.sleep(0.3)\n"
-        "convert.Progress.add = slowly\nsys.exit(convert_hf.main())\n"
+        "writing.Progress.add = slowly\nsys.exit(convert_hf.main())\n"
     )
 
     def start(*args):
@@ -667,7 +669,7 @@ def test_a_terminal_sees_how_far_it_is(monkeypatch, source, target):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(convert.Progress, "PAUSE", 0.0)
+    monkeypatch.setattr(writing.Progress, "PAUSE", 0.0)
     run(source, target)
     said = terminal.getvalue()
     assert "GB/s" in said

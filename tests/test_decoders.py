@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from reference import FAMILIES, ROPE_TYPES, ROTATING, first_difference, tolerance
 
 import nanomodels
-from nanomodels.checkpoint import loading
+from nanomodels.checkpoint.names import rename
+from nanomodels.checkpoint.tensors import read_tensors
 
 SEEDS = range(42 if THOROUGH else 12)  # each rope type twice
 
@@ -207,9 +208,9 @@ def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, fam
 def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family):
     theirs = FAMILIES[family](0)
     theirs.save_pretrained(tmp_path)
-    stored, _ = loading.read_tensors(tmp_path)
+    stored, _ = read_tensors(tmp_path)
     table = importlib.import_module(f"nanomodels.{family}").HUB_NAMES
-    renamed, _ = loading.rename(stored, table)
+    renamed, _ = rename(stored, table)
     model = nanomodels.load(tmp_path)
     assert {name for name, _ in model.named_parameters()} == renamed.keys()
     for name, parameter in model.named_parameters():

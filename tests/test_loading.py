@@ -1,18 +1,21 @@
 """Loading: strict about tensors, plain about errors, careful with files."""
 
+import io
 import json
 import pickle
 import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from reference import random_nanochat
 from safetensors.torch import load_file, save_file
 
 import nanomodels
 
-GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "data" / "nanochat-2025-10-16"
 
 
 @pytest.fixture
@@ -179,6 +182,61 @@ def test_stop_ids_are_the_union_of_all_files(folder):
     for name in ("generation_config.json", "tokenizer_config.json"):
         (folder / name).write_text("{}")
     assert nanomodels.load(folder).stop_ids == (7,)
+
+
+def test_stop_ids_are_named_in_any_of_the_tokenizers_files(folder):
+    edit(folder / "config.json", lambda c: c.update(eos_token_id=None, text_config=None))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<end>"}}')
+    model = {"vocab": {"a": 0, "<end>": 4}}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
+    assert nanomodels.load(folder).stop_ids == (4,)
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": [["<end>", -1.5]]}}')
+    assert nanomodels.load(folder).stop_ids == ()
+    # transformers reads the older file only if the newer one lists no tokens.
+    tokenizer = {"added_tokens_decoder": {"5": {"content": "<end>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert nanomodels.load(folder).stop_ids == ()
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+def test_nanochat_stops_at_both_of_its_tokens(folder, where):
+    edit(folder / "config.json", lambda c: c.update(eos_token_id=None))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokens = {"<|bos|>": 7, "<|user_start|>": 8, "<|assistant_end|>": 11}
+    added = [{"id": i, "content": name} for name, i in tokens.items()]
+    decoder = {str(token["id"]): {"content": token["content"]} for token in added}
+    content = {"added_tokens": added, "added_tokens_decoder": decoder}
+    (folder / where).write_text(json.dumps(content))
+    assert nanomodels.load(folder).stop_ids == (7, 11)
+
+
+def test_stop_ids_are_those_of_a_sentencepiece_model(folder):
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b ab abc", "aaaa bc cab"] * 20),
+        model_writer=content,
+        model_type="bpe",
+        byte_fallback=True,
+        vocab_size=270,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    edit(folder / "config.json", lambda c: c.update(eos_token_id=50))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "tokenizer.model").write_bytes(content.getvalue())
+    assert nanomodels.load(folder).stop_ids == (2, 50)
+    (folder / "tokenizer.model").write_bytes(content.getvalue()[:100])  # the model loads without
+    assert nanomodels.load(folder).stop_ids == (50,)
+
+
+@pytest.mark.parametrize("source", [*(ROOT / "weights").glob("*-tiny"), GOLDEN])
+def test_the_model_stops_wherever_its_tokenizer_does(source):
+    stops = nanomodels.Tokenizer.load(source)
+    names = {"<|assistant_end|>", "<|bos|>"} if "<|assistant_end|>" in stops.special_ids else set()
+    expected = {stops.eos_id} | {stops.special_ids[name] for name in names}
+    assert expected <= set(nanomodels.load(source).stop_ids)
 
 
 def test_a_dtype_asked_for_is_given_and_others_refused(folder):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import convert_hf
 import nanomodels
 from nanomodels.checkpoint import modelopt
-from nanomodels.checkpoint.modelopt import FP8, NVFP4, gather, recognise
+from nanomodels.checkpoint.modelopt import FP8, NVFP4, detect_modelopt, join_scales
 
 # Zero, a float32 subnormal, ordinary ones, and some that overflow.
 SCALES = (0.0, 1e-44, 1.1754944e-38, 3.3e-8, 0.0123, 1.0, 7.77, 1e30, 3e38)
@@ -107,7 +107,7 @@ def test_any_shape_in_any_pieces_is_the_same(n, groups, piece, scale_2, seed):
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 16, (n, groups * 16))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modelopt, "SLICE", piece)
+        patch.setattr(modelopt, "CHUNK_WEIGHTS", piece)
         assert_same_bits(*nvfp4(codes, rng.integers(0, 256, (n, groups)), scale_2))
         codes = rng.integers(0, 256, (n, groups))
         weight = torch.from_numpy(codes.astype(np.uint8)).view(torch.float8_e4m3fn)
@@ -118,7 +118,7 @@ def test_any_shape_in_any_pieces_is_the_same(n, groups, piece, scale_2, seed):
 def test_a_matrix_of_several_slices_is_whole():
     rng = np.random.default_rng(0)
     n, k = 401, 1040
-    assert n * k > modelopt.SLICE
+    assert n * k > modelopt.CHUNK_WEIGHTS
     codes, scales = rng.integers(0, 16, (n, k)), rng.integers(0, 0x7F, (n, k // 16))
     assert_same_bits(*nvfp4(codes, scales, 0.0123))
 
@@ -163,17 +163,17 @@ def write_sidecar(folder, content):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_modelopt_release_is_recognised_by_either_file(recipe, tmp_path):
+def test_a_modelopt_release_is_detected_by_either_file(recipe, tmp_path):
     for method in ("modelopt", "modelopt_fp8", "modelopt_fp4", "modelopt_mixed"):
-        assert recognise(tmp_path, {"quant_method": method} | recipe)
-    assert recognise(tmp_path, {"quant_method": "modelopt", "quantization": recipe})
+        assert detect_modelopt(tmp_path, {"quant_method": method} | recipe)
+    assert detect_modelopt(tmp_path, {"quant_method": "modelopt", "quantization": recipe})
     producer = {"name": "modelopt", "version": "0.29.0"}
     write_sidecar(tmp_path, {"producer": producer, "quantization": recipe})
-    assert recognise(tmp_path, None)
+    assert detect_modelopt(tmp_path, None)
 
 
 def test_a_folder_that_says_nothing_is_not_quantised(tmp_path):
-    assert recognise(tmp_path, None) is False
+    assert detect_modelopt(tmp_path, None) is False
 
 
 UNREAD_ALGOS = (
@@ -192,12 +192,12 @@ def test_another_algorithm_is_refused_by_name(algo, tmp_path):
         (layers(quant_algo=algo), "quantized_layers.lm_head.quant_algo", ALL),
     ):
         with pytest.raises(ValueError) as error:
-            recognise(tmp_path, {"quant_method": "modelopt"} | recipe)
+            detect_modelopt(tmp_path, {"quant_method": "modelopt"} | recipe)
         message = f"{tmp_path}/config.json: {key} {shown} is not supported; {supported}"
         assert str(error.value) == message
         write_sidecar(tmp_path, {"producer": {"name": "modelopt"}, "quantization": recipe})
         with pytest.raises(ValueError) as error:
-            recognise(tmp_path, None)
+            detect_modelopt(tmp_path, None)
         assert str(error.value) == message.replace("/config.json", "/hf_quant_config.json")
 
 
@@ -207,11 +207,11 @@ def test_another_algorithm_is_refused_by_name(algo, tmp_path):
 def test_another_method_is_refused_by_name(method, tmp_path):
     message = "quant_method .* is not supported; supported: modelopt, modelopt_fp8"
     with pytest.raises(ValueError, match=f"config.json: quantization_config.{message}"):
-        recognise(tmp_path, {"quant_method": method, "quant_algo": "FP8"})
+        detect_modelopt(tmp_path, {"quant_method": method, "quant_algo": "FP8"})
     write_sidecar(tmp_path, {"producer": {"name": method}, "quantization": {"quant_algo": "FP8"}})
     message = "producer.name .* is not supported; supported: modelopt$"
     with pytest.raises(ValueError, match=f"hf_quant_config.json: {message}"):
-        recognise(tmp_path, None)
+        detect_modelopt(tmp_path, None)
 
 
 @pytest.mark.parametrize("size", [8, 32, 128, 0, -16, "16", 16.5, [16], {}, True])
@@ -222,7 +222,7 @@ def test_another_group_size_is_refused(size, algo, tmp_path):
         (layers(quant_algo=algo, group_size=size), "quantized_layers.lm_head.group_size"),
     ):
         with pytest.raises(ValueError) as error:
-            recognise(tmp_path, {"quant_method": "modelopt"} | recipe)
+            detect_modelopt(tmp_path, {"quant_method": "modelopt"} | recipe)
         assert f"json: {key} {size!r} is not supported; supported: 16" in str(error.value)
 
 
@@ -239,7 +239,7 @@ def test_json_of_another_layout_is_refused(bad, tmp_path):
         ),
     ):
         with pytest.raises(ValueError) as error:
-            recognise(tmp_path, config)
+            detect_modelopt(tmp_path, config)
         assert f"json: {key} is {repr(bad)[:80]}; it must be an object" in str(error.value)
     for content, key in (
         ({"producer": bad}, "producer"),
@@ -247,24 +247,26 @@ def test_json_of_another_layout_is_refused(bad, tmp_path):
     ):
         write_sidecar(tmp_path, content)
         with pytest.raises(ValueError) as error:
-            recognise(tmp_path, None)
+            detect_modelopt(tmp_path, None)
         assert f"json: {key} is {repr(bad)[:80]}; it must be an object" in str(error.value)
 
 
 def test_layers_of_a_mixture_must_be_named(tmp_path):
     with pytest.raises(ValueError, match="quantized_layers is None; it must be an object"):
-        recognise(tmp_path, {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"})
+        detect_modelopt(tmp_path, {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"})
     with pytest.raises(ValueError, match="lm_head.quant_algo 'MIXED_PRECISION' is not supported"):
-        recognise(tmp_path, {"quant_method": "modelopt"} | layers(quant_algo="MIXED_PRECISION"))
+        detect_modelopt(
+            tmp_path, {"quant_method": "modelopt"} | layers(quant_algo="MIXED_PRECISION")
+        )
 
 
 def test_a_broken_sidecar_is_refused(tmp_path):
     (tmp_path / "hf_quant_config.json").write_text("{")
     with pytest.raises(ValueError, match="hf_quant_config.json: not valid JSON"):
-        recognise(tmp_path, None)
+        detect_modelopt(tmp_path, None)
     write_sidecar(tmp_path, {})
     with pytest.raises(ValueError, match="producer is None; it must be an object"):
-        recognise(tmp_path, None)
+        detect_modelopt(tmp_path, None)
 
 
 # Tensors.
@@ -293,21 +295,21 @@ def test_what_is_not_quantised_passes_as_it_is():
         "e5m2.weight": torch.ones(2, 2).to(torch.float8_e5m2),
         "a.bias": torch.ones(2).to(torch.float8_e4m3fn),
     }
-    gathered, ignored = gather(tensors)
-    assert gathered.keys() == tensors.keys() and ignored == {}
-    assert all(gathered[name] is tensor for name, tensor in tensors.items())
+    joined, unused_scales = join_scales(tensors)
+    assert joined.keys() == tensors.keys() and unused_scales == {}
+    assert all(joined[name] is tensor for name, tensor in tensors.items())
 
 
 def test_a_scale_of_one_number_may_have_a_dimension():
     parts = nvfp4_parts() | {"a.weight_scale_2": torch.ones(1)}
-    assert gather(parts)[0]["a.weight"].to("cpu", torch.bfloat16)[0, :2].tolist() == [0.5, 1.0]
+    assert join_scales(parts)[0]["a.weight"].to("cpu", torch.bfloat16)[0, :2].tolist() == [0.5, 1.0]
     parts = fp8_parts() | {"a.weight_scale": torch.full((1,), 0.25)}
-    assert (gather(parts)[0]["a.weight"].to("cpu", torch.bfloat16) == 0.25).all()
+    assert (join_scales(parts)[0]["a.weight"].to("cpu", torch.bfloat16) == 0.25).all()
 
 
 def test_scales_of_activations_and_the_cache_are_ignored_wherever_they_are():
     scales = {"a.input_scale": torch.ones(()), "mtp.b.k_scale": torch.ones(3)}
-    assert gather(scales) == ({}, {"a.input_scale": 4, "mtp.b.k_scale": 12})
+    assert join_scales(scales) == ({}, {"a.input_scale": 4, "mtp.b.k_scale": 12})
 
 
 F8 = torch.float8_e4m3fn
@@ -389,7 +391,7 @@ BROKEN = (
 def test_scales_that_do_not_fit_are_refused_by_name(parts, change, message):
     tensors = {name: t for name, t in (parts() | change).items() if t is not None}
     with pytest.raises(ValueError) as error:
-        gather(tensors)
+        join_scales(tensors)
     assert message in str(error.value)
 
 
@@ -460,15 +462,15 @@ def release(tmp_path_factory):
     return packed, plain, tensors, original, expected, unused
 
 
-def test_a_mixed_nemotron_h_is_gathered_whole(release):
+def test_a_mixed_nemotron_h_is_joined_whole(release):
     _, _, tensors, original, expected, unused = release
     # In any order, as they may be in other shards.
     tensors = {name: tensors[name] for name in sorted(tensors, key=lambda name: name[::-1])}
-    gathered, ignored = gather(tensors)
-    assert gathered.keys() == original.keys() and ignored == unused
-    kinds = [type(gathered[name]) for name in expected]
+    joined, unused_scales = join_scales(tensors)
+    assert joined.keys() == original.keys() and unused_scales == unused
+    kinds = [type(joined[name]) for name in expected]
     assert kinds.count(NVFP4) >= 16 and kinds.count(FP8) >= 2 and len(unused) > len(expected)
-    for name, tensor in gathered.items():
+    for name, tensor in joined.items():
         assert tensor.shape == original[name].shape
         if name in expected:
             assert_same_bits(tensor, expected[name])
@@ -477,7 +479,7 @@ def test_a_mixed_nemotron_h_is_gathered_whole(release):
             assert difference.abs().max() < 0.2 * original[name].float().abs().max()
         else:
             assert tensor is tensors[name]
-    stored = sum(tensor.nbytes for tensor in gathered.values()) + sum(ignored.values())
+    stored = sum(tensor.nbytes for tensor in joined.values()) + sum(unused_scales.values())
     assert stored == sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import nanomodels
 from nanomodels import cpu
-from nanomodels.linears import prepacked
+from nanomodels.linears import memory, prepacked
 from nanomodels.linears.prepacked import FBGEMM, FastLinear, OneDNN
 
 pytestmark = pytest.mark.kernels
@@ -71,9 +71,9 @@ def test_a_packed_weight_errs_no_more_than_f_linear(kernel):
 def test_a_large_weight_is_packed_in_pieces(monkeypatch, kernel, rows):
     plain, x = plain_linear(), random_rows(7, 96)
     expected = kernel(plain.weight, plain.bias)(x)
-    monkeypatch.setattr(prepacked, "PIECE", rows * 96)
+    monkeypatch.setattr(prepacked, "CHUNK_WEIGHTS", rows * 96)
     given = []
-    monkeypatch.setattr(cpu, "release", lambda weight: given.append(len(weight)))
+    monkeypatch.setattr(memory, "release", lambda weight: given.append(len(weight)))
     packed = kernel(plain.weight, plain.bias)
     assert len(packed.pieces) == len(given) == -(-130 // rows) and sum(given) == 130
     torch.testing.assert_close(packed(x), expected)

@@ -51,7 +51,7 @@ def by_hand(packed):
 def linear(weight, scheme, bias=None, dtype=torch.float32, device="cpu"):
     n, k = weight.shape
     module = QuantizedLinear(k, n, bias, scheme)
-    module.take(quantized.quantize(weight, scheme), device, dtype)
+    module.load_weight(quantized.quantize(weight, scheme), device, dtype)
     return module
 
 
@@ -68,7 +68,7 @@ def test_int4_codes_are_packed_and_unpacked(n, k, seed):
     assert torch.equal(quantized.unpack(codes), q)
 
 
-@given(sizes, sizes, seeds, st.sampled_from(quantized.SCHEMES))
+@given(sizes, sizes, seeds, st.sampled_from([*quantized.SCHEMES]))
 @settings(max_examples=examples(10), deadline=None)
 def test_a_whole_weight_is_what_its_bytes_say(device, n, k, seed, scheme):
     packed = quantized.quantize(normal(n, k, seed=seed), scheme)
@@ -82,12 +82,12 @@ def test_a_whole_weight_is_what_its_bytes_say(device, n, k, seed, scheme):
         assert (error <= exact.abs() * (torch.finfo(dtype).eps / 2 + 1e-5) + 1e-7).all()
 
 
-@pytest.mark.parametrize("slab", [1, 64 * 192, 3 * 64 * 192])
+@pytest.mark.parametrize("chunk", [1, 64 * 192, 3 * 64 * 192])
 @pytest.mark.parametrize("scheme", quantized.SCHEMES)
-def test_a_weight_is_the_same_in_slabs_of_any_size(monkeypatch, scheme, slab):
-    weight = normal(320, 192)  # not a whole number of slabs of three blocks
+def test_a_weight_is_the_same_in_chunks_of_any_size(monkeypatch, scheme, chunk):
+    weight = normal(320, 192)  # not a whole number of chunks of three blocks
     whole = quantized.quantize(weight, scheme)
-    monkeypatch.setattr(quantized, "SLAB", slab)
+    monkeypatch.setattr(quantized, "CHUNK_WEIGHTS", chunk)
     packed = quantized.quantize(weight, scheme)
     assert torch.equal(packed.codes, whole.codes) and torch.equal(packed.scales, whole.scales)
     assert_close(packed.to("cpu", torch.float32), by_hand(packed), 1e-6)
@@ -138,7 +138,7 @@ def test_both_routes_are_the_product_with_the_weight(monkeypatch, block, scheme,
     exact = by_hand(quantized.quantize(weight, scheme))
     plain = linear(weight, scheme, dtype=dtype)
     biased = linear(weight, scheme, nn.Parameter(bias, requires_grad=False), dtype)
-    kind, rows_of_calls = quantized.KINDS[scheme], kernel_calls(monkeypatch)
+    kind, rows_of_calls = quantized.SCHEMES[scheme], kernel_calls(monkeypatch)
     counts = [*range(1, 20), 31, 32, 33, 64, 70, 95, 96, 97, 130]
     for rows in counts:
         x = normal(rows, 320, seed=rows).to(dtype)
@@ -176,7 +176,7 @@ def test_what_runs_here_is_the_product_with_the_weight(device, scheme, dtype, li
 @pytest.mark.parametrize("scheme", quantized.SCHEMES)
 def test_many_rows_are_multiplied_in_the_dtype_that_is_fast(monkeypatch, scheme, has_bf16):
     monkeypatch.setattr(quantized.cpu, "has_bf16", lambda: has_bf16)
-    kind, dtypes = quantized.KINDS[scheme], []
+    kind, dtypes = quantized.SCHEMES[scheme], []
     pieces = kind.pieces
     monkeypatch.setattr(kind, "pieces", lambda c, s: dtypes.append(s.dtype) or pieces(c, s))
     module = linear(normal(64, 64), scheme, dtype=torch.bfloat16)
@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite_are_refused(scheme, value):
 def test_parts_are_checked():
     four, eight = (quantized.quantize(normal(128, 192), scheme) for scheme in quantized.SCHEMES)
     for packed, size in ((four, 128 * 96 + 3 * 128 * 4), (eight, 128 * 192 + 128 * 2)):
-        again = type(packed).from_parts(packed.codes, packed.scales)
+        again = type(packed).checked(packed.codes, packed.scales)
         assert (again.shape, again.dim(), again.numel()) == ((128, 192), 2, 128 * 192)
         assert (again.dtype, again.nbytes) == (torch.bfloat16, size)
         scheme = "int4" if packed is four else "int8"
@@ -261,21 +261,21 @@ def test_parts_are_checked():
         (Int4, four.codes[0], four.scales, "two dimensions"),
     ):
         with pytest.raises(ValueError, match=message):
-            kind.from_parts(codes, scales)
+            kind.checked(codes, scales)
 
 
 def test_parts_in_a_file_are_joined():
     packed = quantized.quantize(normal(64, 64), "int4")
     parts = {"a.weight": packed.codes, "a.weight_scale": packed.scales, "b.weight": normal(3)}
-    found = quantized.gather(parts, "int4")
+    found = quantized.join_scales(parts, "int4")
     assert found.keys() == {"a.weight", "b.weight"} and found["b.weight"] is parts["b.weight"]
     assert torch.equal(by_hand(found["a.weight"]), by_hand(packed))
     with pytest.raises(ValueError, match="a.weight: codes are torch.uint8|a.weight: codes are for"):
-        quantized.gather(parts, "int8")
+        quantized.join_scales(parts, "int8")
     with pytest.raises(ValueError, match="c.weight_scale scales nothing: c.weight is not there"):
-        quantized.gather(parts | {"c.weight_scale": packed.scales}, "int4")
+        quantized.join_scales(parts | {"c.weight_scale": packed.scales}, "int4")
     with pytest.raises(ValueError, match="scheme 'int2' is unknown; supported: int4, int8"):
-        quantized.gather(parts, "int2")
+        quantized.join_scales(parts, "int2")
 
 
 def test_quantising_leaves_the_weight_as_it_was():
@@ -290,23 +290,24 @@ def test_a_weight_is_used_as_it_is_stored(monkeypatch):
     for block in (64, None):
         monkeypatch.setattr(quantized, "kernel_block", lambda block=block: block)
         module = QuantizedLinear(128, 64, None, "int4")
-        module.take(packed, torch.device("cpu"), torch.bfloat16)
+        module.load_weight(packed, torch.device("cpu"), torch.bfloat16)
         assert module.codes.data_ptr() == packed.codes.data_ptr()
         assert module.scales.data_ptr() == packed.scales.data_ptr()
     monkeypatch.setattr(quantized, "kernel_block", lambda: 32)
-    module.take(packed, torch.device("meta"), torch.bfloat16)  # another device has no such kernel
+    # Another device has no such kernel.
+    module.load_weight(packed, torch.device("meta"), torch.bfloat16)
     assert module.codes.shape == (1, 128, 32)
 
 
 @given(sizes, sizes, seeds)
 @settings(max_examples=examples(20), deadline=None)
-def test_codes_are_repacked_a_slab_at_a_time(n, k, seed):
+def test_codes_are_repacked_a_chunk_at_a_time(n, k, seed):
     q = torch.randint(16, (n, k), generator=torch.Generator().manual_seed(seed)).byte()
     scales = torch.ones(k // 64, n, 2, dtype=torch.bfloat16)
-    packed = Int4.from_parts(quantized.pack(q), scales)
+    packed = Int4.checked(quantized.pack(q), scales)
     assert torch.equal(unpack32(packed.arranged(32)), q)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized, "SLAB", 1)
+        patch.setattr(quantized, "CHUNK_WEIGHTS", 1)
         assert torch.equal(unpack32(packed.arranged(32)), q)
     for block in (64, 32):
         pieces = Int4.pieces(packed.arranged(block), scales.float())
@@ -365,7 +366,7 @@ def test_a_replaced_linear_keeps_name_shape_and_count():
     model = tiny_nanochat()
     before = {name: p.shape for name, p in model.named_parameters()}
     count = sum(p.numel() for p in model.parameters())
-    quantized.replace(model, "int4", lm_head=True)
+    quantized.swap_linears(model, "int4", lm_head=True)
     assert {name: p.shape for name, p in model.named_parameters()} == before
     assert all(p.is_meta for p in model.parameters())
     assert quantized.parameter_count(model) == count
@@ -373,13 +374,13 @@ def test_a_replaced_linear_keeps_name_shape_and_count():
         if isinstance(module, QuantizedLinear):
             # As from a file that is not quantised.
             weight = normal(module.out_features, module.in_features).bfloat16()
-            module.take(weight, "cpu", torch.bfloat16)
+            module.load_weight(weight, "cpu", torch.bfloat16)
             packed = quantized.quantize(weight, "int4")
             assert torch.equal(module.codes, packed.arranged(MY_BLOCK or 64))
     assert [name for name, _ in model.named_parameters()] == ["embed_tokens.weight"]
     assert quantized.parameter_count(model) == count
     with pytest.raises(ValueError, match="scheme 'int2' is unknown; supported: int4, int8"):
-        quantized.replace(model, "int2")
+        quantized.swap_linears(model, "int2")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -446,7 +447,7 @@ def test_perplexity_on_held_out_text_stays(name, held_out, limits):
         for full, module in quantized.eligible(small):
             n, k = module.weight.shape
             new = QuantizedLinear(k, n, module.bias, scheme)
-            new.take(module.weight.data, module.weight.device, torch.bfloat16)
+            new.load_weight(module.weight.data, module.weight.device, torch.bfloat16)
             small.set_submodule(full, new)
         rise = math.exp(loss(small, ids, targets) - before) - 1
         assert -limit <= rise <= limit, f"{scheme}: {rise:+.3%}"

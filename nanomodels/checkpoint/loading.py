@@ -1,212 +1,147 @@
-"""Checkpoint folders in: config, tensors and stop ids from the files that a folder holds.
+"""From a checkpoint folder to a model, step by step in one direction:
 
-A folder from the Hub (or one that convert_hf.py wrote) has config.json and safetensors, in one file
-or in shards with an index; a folder from a nanochat training run has model_*.pt and meta_*.json.
-The architecture's name table says which parameter each tensor is. Every tensor is used exactly
-once, and a tensor too many or too few is an error. On a CPU a parameter is the mapped file itself
-wherever the stored dtype is the wanted one; nothing is unpickled but plain tensors.
+    read     the config, and the tensors: mapped into memory, not read yet
+    join     each quantised weight with its scales
+    name     each tensor as a parameter of the model
+    build    the model without weights; quantised linears are swapped in
+    fill     each parameter with its tensor
+
+`detect_format` alone decides which of four formats a folder has. "hub": config.json and tensors as
+on the Hub. "modelopt": the same with FP8 or NVFP4 weights. "nanomodels": what convert_hf.py writes.
+"nanochat": the folder of a nanochat training run, see nanochat_folder.py.
+
+Every tensor is used exactly once; a missing tensor is an error, and so is an unexpected one. On a
+CPU a parameter is the mapped file itself where the stored dtype is the wanted one. Only plain
+tensors are unpickled.
 """
 
 import importlib
 import math
-import pickle
-import re
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nanomodels import cpu
-from nanomodels.checkpoint import modelopt
-from nanomodels.linears import quantized as q
+from nanomodels.checkpoint import modelopt, nanochat_folder
+from nanomodels.checkpoint.names import PADDING_PREFIX, listed, rename
+from nanomodels.checkpoint.stop_ids import stop_ids
+from nanomodels.checkpoint.tensors import read_tensors
+from nanomodels.linears import memory, quantized
 from nanomodels.linears.prepacked import prepack_linears
-from nanomodels.text.files import one_line, read_json, state_of
+from nanomodels.linears.quantized import QuantizedLinear, QuantizedWeight
+from nanomodels.linears.stored import StoredWeight
+from nanomodels.text.files import read_json, state_of
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
-LANGUAGE_MODEL = "language_model."  # begins its tensors in a multimodal checkpoint
+LANGUAGE_MODEL = "language_model."  # begins the names of these tensors in a multimodal checkpoint
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NUMBER = r"(?<=\.)\d+(?=\.)"  # of a layer or an expert, in a tensor's name
-PADDING = "padding."  # begins what stands between the tensors of a converted file
 
 
 def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=None):
-    """The model that a checkpoint folder holds, ready to run.
+    """Load the model of a checkpoint folder, ready to run.
 
-    Its `stop_ids` are the checkpoint's; `skipped` has the tensors left out: {name: bytes}.
+    Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}.
 
-    dtype None keeps the checkpoint's (where it mixes several, the one that most numbers have), else
+    dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
     torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
-    each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None tells it
-    by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
-    Raises FileNotFoundError for a file that is not there, ValueError for one that cannot be used.
+    each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None detects
+    it by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
+    Raises FileNotFoundError for a missing file, ValueError for one that cannot be used.
     """
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
-    source = read(folder, era)
-    if quantize is not None:
-        source.quantize(quantize)
-    return finish(source, device, dtype, progress)
+    return finish(read(folder, era, quantize=quantize), device, dtype, progress)
 
 
 @dataclass
 class Source:
-    """What a checkpoint folder holds."""
+    """A checkpoint folder as it was read: a model without weights, and the tensors for it."""
 
     folder: Path
+    format: str  # see detect_format
     architecture: object  # the module of this package
     model: nn.Module  # on the meta device
     config: dict  # config.json, of the language model; made here for a nanochat training folder
     tensors: dict  # parameter name -> list of (name in the file, tensor); mapped, not read yet
-    skipped: dict  # the names left out -> bytes
-    files: dict  # that all this was read from -> files.state_of it, before
-    native: bool  # a nanochat training folder
-    scheme: str | None  # a name in quantized.SCHEMES where the linears are so
-
-    def quantize(self, scheme, lm_head=False):
-        """Let the model's linears hold their weights in a scheme of quantized.py."""
-        if self.scheme is not None:
-            if scheme != self.scheme or lm_head:
-                raise ValueError(f"{self.folder}: its weights are {self.scheme} already")
-            return
-        count = q.replace(self.model, scheme, lm_head)
-        if not count or (lm_head and isinstance(self.model.lm_head, nn.Linear)):
-            raise ValueError(
-                f"{self.folder}: {scheme} is for linears whose sizes are multiples of {q.GROUP}; "
-                f"{'its head is none' if count else 'there is none'}"
-            )
-        self.scheme = scheme
+    skipped: dict  # names of the tensors left out -> bytes
+    files: dict  # each file that was read -> files.state_of it, before
+    scheme: str | None  # a name in quantized.SCHEMES if linears are quantised
 
 
-def read(folder, era=None, step=None):
-    """The Source of a folder; step, of a nanochat training folder, is the highest unless given."""
+def read(folder, era=None, step=None, quantize=None, quantize_head=False):
+    """Read a folder into a Source, without the weights.
+
+    era and step are for a nanochat training folder; step None is the highest. quantize is the
+    scheme to quantise the linears with, None for the folder's own; quantize_head: the head, too.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise FileNotFoundError(f"{folder}: {what}; give the folder of a checkpoint")
-    if (folder / "config.json").is_file():
-        for name, value in (("an era", era), ("steps", step)):
-            if value is not None:
-                raise ValueError(f"{folder}: {value!r}: only a nanochat training folder has {name}")
-        return read_hub(folder)
-    if any(folder.glob("model_*.pt")):
-        return read_nanochat(folder, era, step)
-    raise FileNotFoundError(
-        f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
-    )
-
-
-def read_hub(folder):
-    """The Source of a folder with a config.json."""
+    states = {path: state_of(path) for path in folder.iterdir()}
     path = folder / "config.json"
-    whole = read_json(path)
-    # A multimodal checkpoint keeps the config of its language model under a key.
-    parts = (whole.get(key) for key in ("text_config", "llm_config", "language_config"))
-    config = next((part for part in parts if isinstance(part, dict)), whole)
-    architecture, model = build(path, config)
+    hub = read_json(path) if path.is_file() else None
+    format = detect_format(folder, hub)
+    if format == "nanochat":
+        path, config, tensors, files = nanochat_folder.read_training_folder(folder, era, step)
+        architecture, model_class, model_config = read_config(path, config)
+    else:
+        for what, value in (("an era", era), ("steps", step)):
+            if value is not None:
+                raise ValueError(f"{folder}: {value!r}: only a nanochat training folder has {what}")
+        config = language_config(hub)
+        architecture, model_class, model_config = read_config(path, config)
+        tensors, files = read_tensors(folder)
+        files = [path, *files]
+
+    try:
+        tensors, scheme, skipped = join_scales(format, config, tensors)
+        named, unused = name_tensors(format, architecture, tensors)
+        skipped |= {name: tensors[name].nbytes for name in unused}
+        model = build(model_class, model_config)
+        scheme = swap_linears(model, named, scheme, quantize, quantize_head)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     model.stop_ids = stop_ids(folder, config)
-    states = states_of(folder)
-    recipe = config.get("quantization_config") or whole.get("quantization_config") or None
-    packed = modelopt.recognise(folder, recipe)
-    tensors, files = read_tensors(folder)
-    names, skipped, scheme = architecture.HUB_NAMES, {}, None
-    try:
-        if packed:
-            tensors, skipped = modelopt.gather(tensors)
-        if "nanomodels" in config:  # convert_hf.py wrote it: tensors have the parameters' names
-            made = config["nanomodels"]
-            if not isinstance(made, dict):
-                raise ValueError(f"config.json: nanomodels is {made!r}; it must be an object")
-            scheme = made.get("quantize")
-            names = {pattern(name): pattern(name) for name, _ in model.named_parameters()}
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(PADDING)}
-            if scheme is not None:
-                stored, tensors = tensors, q.gather(tensors, scheme)
-                q.replace(model, scheme, "lm_head.weight_scale" in stored)
-        elif any(name.startswith(LANGUAGE_MODEL) for name in tensors):
-            others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
-            others -= {name.split(".")[0] for name in names}  # nothing of its own stands outside
-            names = {LANGUAGE_MODEL + name: ours for name, ours in names.items()}
-            names |= {part: None for part in others} | {f"{part}.*": None for part in others}
-        renamed, left_out = rename(tensors, names)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    skipped |= {name: tensors[name].nbytes for name in left_out}
-    files = {path: states[path] for path in (path, *files)}
-    return Source(folder, architecture, model, config, renamed, skipped, files, False, scheme)
+    files = {path: states[path] for path in files}
+    return Source(folder, format, architecture, model, config, named, skipped, files, scheme)
 
 
-def read_nanochat(folder, era=None, step=None):
-    """The Source of a nanochat training folder."""
-    from nanomodels import nanochat, nanochat_2026
+# --- Read ---
 
-    found = (re.fullmatch(r"model_(\d+)\.pt", path.name) for path in folder.iterdir())
-    steps = {int(match[1]): folder / match[0] for match in found if match}
-    if not steps:
-        raise FileNotFoundError(f"{folder}: has no model_STEP.pt, STEP a number")
-    if step not in (None, *steps):
-        raise FileNotFoundError(f"{folder}: has no step {step}; it has {sorted(steps)}")
-    path = steps[max(steps) if step is None else step]
-    meta_path = path.with_name(path.stem.replace("model_", "meta_") + ".json")
-    states = states_of(folder)
-    tensors = map_torch(path)
-    model_config = read_json(meta_path).get("model_config") or {}
-    if not isinstance(model_config, dict):
-        raise ValueError(f"{meta_path}: model_config is {model_config!r}; it must be an object")
-    # torch.compile leaves a prefix.
-    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors.items()}
-    embedding = named.get("transformer.wte.weight")
-    if len(named) != len(tensors) or embedding is None or embedding.dim() != 2:
-        raise ValueError(f"{path}: lacks transformer.wte.weight, or has a tensor twice")
-    try:
-        era = nanochat_2026.detect_era(named, era)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    try:
-        if era == nanochat_2026.FIRST:
-            config = nanochat.config_from_nanochat(model_config)
-        else:
-            config = nanochat_2026.config_from_nanochat(model_config, era)
-    except ValueError as error:
-        raise ValueError(f"{meta_path}: {error}") from None
-    architecture, model = build(meta_path, config)
-    # The nine special tokens are the last ids: <|bos|> is the first of them, <|assistant_end|> the
-    # fifth (nanochat/tokenizer.py, SPECIAL_TOKENS); nanochat's engine stops on either.
-    rows = model.config.vocab_size
-    model.stop_ids = (rows - 9, rows - 5)
-    config |= {
-        "bos_token_id": rows - 9,
-        "eos_token_id": [*model.stop_ids],
-        "pad_token_id": rows - 9,
-    }
-    # From 2025-12-23 on nanochat has a multiple of 64 rows; it cuts the logits back.
-    if len(embedding) not in (rows, -(-rows // 64) * 64):
-        raise ValueError(
-            f"{meta_path}: vocab_size is {rows}, but the embedding has {len(embedding)} rows"
+
+def detect_format(folder, hub):
+    """The format of a folder: "hub", "modelopt", "nanomodels" or "nanochat".
+
+    hub is its config.json, None if there is none. Raises FileNotFoundError for no checkpoint,
+    ValueError for a quantisation that modelopt.py does not read.
+    """
+    if hub is None:
+        if nanochat_folder.is_training_folder(folder):
+            return "nanochat"
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint here: neither a config.json nor a nanochat model_*.pt"
         )
-    for name, tensor in named.items():
-        if name.startswith(("transformer.wte.", "lm_head.", "value_embeds.")):
-            named[name] = tensor[:rows]
-    try:
-        renamed, _ = rename(named, architecture.NANOCHAT_NAMES)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    files = {path: states[path] for path in (meta_path, path)}
-    return Source(folder, architecture, model, config, renamed, {}, files, True, None)
+    config = language_config(hub)
+    recipe = config.get("quantization_config") or hub.get("quantization_config") or None
+    has_modelopt = modelopt.detect_modelopt(folder, recipe)
+    if "nanomodels" in config:
+        return "nanomodels"
+    return "modelopt" if has_modelopt else "hub"
 
 
-def states_of(folder):
-    """The files of a folder -> files.state_of each."""
-    return {path: state_of(path) for path in folder.iterdir()}
+def language_config(hub):
+    """The part of a config.json about the language model: of a multimodal one, under a key."""
+    parts = (hub.get(key) for key in ("text_config", "llm_config", "language_config"))
+    return next((part for part in parts if isinstance(part, dict)), hub)
 
 
-def build(path, config):
-    """The architecture's module and the model on the meta device, by the config.json at path."""
+def read_config(path, config):
+    """The architecture's module, the model's class, and its Config, for the config.json at path."""
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
@@ -219,11 +154,57 @@ def build(path, config):
         supported = ", ".join(classes)
         raise ValueError(f"{path}: architectures: {name!r} is unknown; supported: {supported}")
     try:
-        read = architecture.config_from_hub(config)
+        return architecture, classes[name], architecture.config_from_hub(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+# --- Join, name, build ---
+
+
+def join_scales(format, config, tensors):
+    """Join each quantised weight with its scales.
+
+    Returns {name: tensor or StoredWeight}, the scheme of the folder's linears or None, and the
+    scales that are not used: {name: bytes}.
+    """
+    if format == "modelopt":
+        joined, unused = modelopt.join_scales(tensors)
+        return joined, None, unused
+    if format != "nanomodels":
+        return tensors, None, {}
+    written = config["nanomodels"]
+    if not isinstance(written, dict):
+        raise ValueError(f"config.json: nanomodels is {written!r}; it must be an object")
+    scheme = written.get("quantize")
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(PADDING_PREFIX)}
+    return tensors if scheme is None else quantized.join_scales(tensors, scheme), scheme, {}
+
+
+def name_tensors(format, architecture, tensors):
+    """Name tensors as parameters, and list the names of the others, as `rename` does."""
+    if format == "nanomodels":  # they have the parameters' names
+        return {name: [(name, tensor)] for name, tensor in tensors.items()}, []
+    if format == "nanochat":
+        return rename(tensors, architecture.NANOCHAT_NAMES)
+    return rename(tensors, hub_names(architecture, tensors))
+
+
+def hub_names(architecture, tensors):
+    """An architecture's table for `rename`, with a multimodal checkpoint's names if need be."""
+    table = architecture.HUB_NAMES
+    if not any(name.startswith(LANGUAGE_MODEL) for name in tensors):
+        return table
+    others = {name.split(".")[0] for name in tensors if not name.startswith(LANGUAGE_MODEL)}
+    others -= {name.split(".")[0] for name in table}  # no tensor of its own lies outside
+    prefixed = {LANGUAGE_MODEL + name: parameter for name, parameter in table.items()}
+    return prefixed | {part: None for part in others} | {f"{part}.*": None for part in others}
+
+
+def build(model_class, config):
+    """A model without weights, on the meta device."""
     with torch.device("meta"), WithoutInitialisation():
-        return architecture, classes[name](read)
+        return model_class(config)
 
 
 class WithoutInitialisation(TorchFunctionMode):
@@ -234,216 +215,37 @@ class WithoutInitialisation(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
-def stop_ids(folder, hub):
-    """The ids that end a text: all that generation_config, config and tokenizer_config name."""
-    found = [hub.get("eos_token_id")]
-    if (folder / "generation_config.json").is_file():
-        found.append(read_json(folder / "generation_config.json").get("eos_token_id"))
-    if (folder / "tokenizer_config.json").is_file():
-        found.append(eos_of_tokenizer(folder))
-    ids = [i for entry in found for i in (entry if isinstance(entry, list) else [entry])]
-    for i in ids:
-        if i is not None and type(i) is not int:
-            raise ValueError(f"{folder}: eos_token_id {i!r} must be a whole number, or a list")
-    return tuple(sorted({i for i in ids if i is not None}))
+def swap_linears(model, named, stored, quantize, quantize_head):
+    """Swap in the quantised linears of a model; return their scheme, None if there are none.
 
-
-def eos_of_tokenizer(folder):
-    """The id of the tokenizer's eos_token, or None; reads no more of its files than that takes."""
-    config = read_json(folder / "tokenizer_config.json")
-    try:
-        eos = config.get("eos_token")
-        eos = eos.get("content") if isinstance(eos, dict) else eos
-        decoder = config.get("added_tokens_decoder") or {}
-        added = {token["content"]: int(i) for i, token in decoder.items()}
-        if eos is not None and eos not in added and (folder / "tokenizer.json").is_file():
-            tokens = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-            added = {token["content"]: token["id"] for token in tokens}
-        return added.get(eos)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: tokenizer_config.json or tokenizer.json is not laid out as transformers "
-            f"writes it ({type(error).__name__}: {one_line(error)})"
-        ) from None
-
-
-def read_tensors(folder):
-    """Name -> tensor over all files of a folder, mapped, so that nothing is read yet; the files."""
-    for name, reader in (("model.safetensors", map_safetensors), ("pytorch_model.bin", map_torch)):
-        single, index = folder / name, folder / f"{name}.index.json"
-        if single.is_file():
-            return reader(single), [single]
-        if index.is_file():
-            return read_shards(index, reader)
-    raise FileNotFoundError(
-        f"{folder}: has neither model.safetensors nor model.safetensors.index.json, nor "
-        "pytorch_model.bin or its index"
-    )
-
-
-def read_shards(index, reader):
-    """`read_tensors` of the files that an index names."""
-    folder = index.parent
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-            raise ValueError(f"{index}: {name} is in {shard!r}; it must be a file of this folder")
-    tensors, shards = {}, sorted(set(weight_map.values()))
-    for shard in shards:
-        for name, tensor in reader(folder / shard).items():
-            if weight_map.get(name) != shard:
-                raise ValueError(f"{folder / shard}: holds {name}, which {index.name} does not say")
-            tensors[name] = tensor
-    missing = sorted(weight_map.keys() - tensors.keys())
-    if missing:
-        raise ValueError(f"{folder / weight_map[missing[0]]}: lacks {listed(missing)}")
-    return tensors, [index, *(folder / shard for shard in shards)]
-
-
-def map_safetensors(path):
-    """Name -> tensor of one safetensors file; the tensors are views of the mapped file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; is the download complete?")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-
-
-# What torch.load raises for a file that is cut off, is no pickle, or asks for more than tensors.
-LOADING_ERRORS = (
-    *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError),
-    *(AttributeError, TypeError, AssertionError, OverflowError),
-)
-
-
-def map_torch(path):
-    """The same of a file that torch.save wrote; of its pickle only plain tensors are read."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; is the download complete?")
-    with path.open("rb") as file:
-        mapped = file.read(2) == b"PK"  # else it is older than torch 1.6, and is read
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are not torch's
-            tensors = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except LOADING_ERRORS as error:
-        if "memory" in str(error):
-            raise MemoryError(f"{path}: {one_line(error)}") from None
-        what = "it asks for more than tensors; nothing in it was run"
-        if not isinstance(error, pickle.UnpicklingError):
-            what = f"{one_line(error)[:80]}"
-        raise ValueError(f"{path}: not a whole file of plain tensors ({what})") from None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str)
-        and isinstance(tensor, torch.Tensor)
-        and (tensor.layout, tensor.device.type, tensor.is_nested) == (torch.strided, "cpu", False)
-        for name, tensor in tensors.items()
-    ):
-        raise ValueError(f"{path}: must hold tensors by name")
-    return tensors
-
-
-def pattern(name):
-    """A tensor's name with {} for each number between dots."""
-    return re.sub(NUMBER, "{}", name)
-
-
-def numbers(name):
-    """Those numbers."""
-    return re.findall(NUMBER, name)
-
-
-def rename(tensors, names):
-    """Parameter name -> list of (checkpoint name, tensor), by an architecture's name table; and the
-    names that it leaves out.
-
-    Numbers between dots stand as {} in the table. A {} more on the parameter's side stands for the
-    rows of a stacked tensor. None is left out; so is, for "some.*", all that begins with "some.".
-    Raises ValueError for names that are not in the table.
+    named: as Source.tensors; stored: the scheme of the folder, or None; the rest as for `read`.
     """
-    renamed, skipped, unknown = {}, [], []
-    left_out = tuple(name[:-1] for name in names if name.endswith(".*"))
-    for name, tensor in tensors.items():
-        kind, places = pattern(name), numbers(name)
-        parameter = names.get(kind)
-        if parameter is None:
-            (skipped if kind in names or name.startswith(left_out) else unknown).append(name)
-        elif parameter.count("{}") == len(places):
-            renamed.setdefault(parameter.format(*places), []).append((name, tensor))
-        elif tensor.dim() != 3:
+    if stored is not None:
+        if quantize not in (None, stored) or quantize_head:
+            raise ValueError(f"its weights are {stored} already")
+        head = any(isinstance(t, QuantizedWeight) for _, t in named.get("lm_head.weight", ()))
+        quantized.swap_linears(model, stored, head)
+        return stored
+    if quantize is not None:
+        count = quantized.swap_linears(model, quantize, quantize_head)
+        head = getattr(model, "lm_head", None)
+        if not count or (quantize_head and not isinstance(head, QuantizedLinear)):
             raise ValueError(
-                f"{name} is {list(tensor.shape)}; it must have a matrix a row, stacked"
+                f"{quantize} is for linears whose sizes are multiples of {quantized.GROUP}; "
+                f"{'its head is not one' if count else 'there is none'}"
             )
-        else:
-            for i, row in enumerate(tensor):
-                renamed.setdefault(parameter.format(*places, i), []).append((name, row))
-    if unknown:
-        raise ValueError(f"unexpected tensors: {listed(unknown)}")
-    return renamed, skipped
+    return quantize
 
 
-def match(model, tensors):
-    """Which tensor goes where: a list of (its name, tensor, [(module, leaf, parameter name)]).
-
-    Tied parameters take one between them. Raises ValueError for a tensor too many, too few, of
-    another shape or of a dtype that is not supported.
-    """
-    homes = {}  # id of a meta parameter -> it, and each (module, leaf, full name) that holds it
-    for prefix, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            full = f"{prefix}.{leaf}" if prefix else leaf
-            homes.setdefault(id(parameter), (parameter, []))[1].append((module, leaf, full))
-    tensors = dict(tensors)
-    found = [
-        (parameter, places, [entry for _, _, full in places for entry in tensors.pop(full, ())])
-        for parameter, places in homes.values()
-    ]
-    if tensors:
-        names = [name for entries in tensors.values() for name, _ in entries]
-        raise ValueError(f"unexpected tensors: {listed(names)}")
-    missing = [places[0][2] for _, places, entries in found if not entries]
-    if missing:
-        raise ValueError(f"missing tensors: {listed(missing)}")
-    for parameter, places, entries in found:
-        for name, tensor in entries:
-            if tensor.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} is {list(tensor.shape)}; the config asks for {list(parameter.shape)}"
-                )
-            if tensor.dtype not in DTYPES:
-                raise ValueError(f"{name} is {tensor.dtype}; supported: float32, bfloat16, float16")
-        if len(entries) > len(places):
-            raise ValueError(f"one parameter is there twice: {listed([n for n, _ in entries])}")
-        for name, tensor in entries[1:]:
-            first, dtype = entries[0][1], tensor.dtype
-            same = dtype == first.dtype
-            if not same or not torch.equal(tensor.to("cpu", dtype), first.to("cpu", dtype)):
-                raise ValueError(f"{entries[0][0]} and {name} are one parameter, but differ")
-    return [(*entries[0], places) for _, places, entries in found]
-
-
-def usual_dtype(found):
-    """The dtype that most numbers of a `match` have."""
-    sizes = Counter()
-    for _, tensor, _ in found:
-        sizes[tensor.dtype] += tensor.numel()
-    return sizes.most_common(1)[0][0]
-
-
-def is_exact(module, leaf):
-    """Whether a parameter is float32 whatever the model's dtype."""
-    return leaf in getattr(module, "float32", ())
+# --- Fill ---
 
 
 def finish(source, device="cpu", dtype=None, progress=None):
-    """The model of a Source, with its parameters; as `load`."""
+    """Fill the model of a Source with its weights; arguments as for `load`."""
     try:
-        found, device = match(source.model, source.tensors), torch.device(device)
-        check_memory(source, found, device, dtype)
-        fill(found, device, dtype, progress)
+        matches, device = match_tensors(source.model, source.tensors), torch.device(device)
+        check_memory(source, matches, device, dtype)
+        fill(matches, device, dtype, progress)
     except ValueError as error:
         raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
@@ -451,78 +253,149 @@ def finish(source, device="cpu", dtype=None, progress=None):
     return source.model.eval()
 
 
-def memory_needed(source, found, dtype, scheme):
-    """Bytes to hold the parameters of a `match`, and to read the largest; dtype None: the usual."""
-    wanted = dtype or usual_dtype(found)
-    eligible = [] if source.scheme or not scheme else q.eligible(source.model)
-    quantised, sizes = {id(linear) for _, linear in eligible}, []
-    for _, tensor, places in found:
-        module, leaf, _ = places[0]
-        if leaf == "weight" and (id(module) in quantised or isinstance(module, q.QuantizedLinear)):
-            parts = q.parts_of(source.scheme or scheme, tensor.shape)
-            sizes.append(sum(math.prod(shape) * dtype.itemsize for _, (dtype, shape) in parts))
+@dataclass(frozen=True)
+class Place:
+    """Where a module holds a parameter."""
+
+    module: nn.Module
+    leaf: str  # the parameter's name in the module
+    name: str  # and in the model
+
+    @property
+    def keeps_float32(self):
+        """Whether the parameter is float32 whatever the model's dtype."""
+        return self.leaf in getattr(self.module, "float32", ())
+
+    @property
+    def is_quantized(self):
+        return isinstance(self.module, QuantizedLinear) and self.leaf == "weight"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A tensor of a file, and the parameter that it is for."""
+
+    name: str  # in the file
+    tensor: torch.Tensor | StoredWeight
+    places: list[Place]  # several if the parameter is tied
+
+
+def match_tensors(model, tensors):
+    """Find the tensor of each parameter: a list of Match; tensors as in Source.
+
+    Tied parameters take one tensor between them. Raises ValueError for an unexpected or missing
+    tensor, another shape, or a dtype that is not supported.
+    """
+    parameters = {}  # id of a parameter -> the parameter, and its places
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            place = Place(module, leaf, f"{prefix}.{leaf}" if prefix else leaf)
+            parameters.setdefault(id(parameter), (parameter, []))[1].append(place)
+    left = dict(tensors)
+    given = [
+        (parameter, places, [entry for place in places for entry in left.pop(place.name, ())])
+        for parameter, places in parameters.values()
+    ]
+    if left:
+        names = [name for entries in left.values() for name, _ in entries]
+        raise ValueError(f"unexpected tensors: {listed(names)}")
+    missing = [places[0].name for _, places, entries in given if not entries]
+    if missing:
+        raise ValueError(f"missing tensors: {listed(missing)}")
+    return [choose(*each) for each in given]
+
+
+def choose(parameter, places, entries):
+    """The Match of a parameter; entries are its tensors, more than one if it is tied."""
+    for name, tensor in entries:
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{name} is {list(tensor.shape)}; the config asks for {list(parameter.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} is {tensor.dtype}; supported: float32, bfloat16, float16")
+    if len(entries) > len(places):
+        raise ValueError(f"one parameter is there twice: {listed([name for name, _ in entries])}")
+    (first_name, first), *others = entries
+    for name, tensor in others:
+        dtype = first.dtype
+        same = tensor.dtype == dtype
+        if not same or not torch.equal(tensor.to("cpu", dtype), first.to("cpu", dtype)):
+            raise ValueError(f"{first_name} and {name} are one parameter, but differ")
+    return Match(first_name, first, places)
+
+
+def usual_dtype(matches):
+    """The dtype that most weights have."""
+    sizes = Counter()
+    for match in matches:
+        sizes[match.tensor.dtype] += match.tensor.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def memory_needed(source, matches, dtype, scheme):
+    """Bytes to hold the parameters and to read the largest; dtype None is the usual one.
+
+    scheme: count the linears as if they were quantised so, unless they are quantised already.
+    """
+    wanted = dtype or usual_dtype(matches)
+    eligible = [] if source.scheme or not scheme else quantized.eligible(source.model)
+    to_quantise, sizes = {id(linear) for _, linear in eligible}, []
+    for match in matches:
+        place, shape = match.places[0], match.tensor.shape
+        if place.is_quantized or (place.leaf == "weight" and id(place.module) in to_quantise):
+            parts = quantized.parts_of(source.scheme or scheme, shape)
+            sizes.append(sum(math.prod(part) * kind.itemsize for _, (kind, part) in parts))
         else:
-            itemsize = 4 if is_exact(module, leaf) else wanted.itemsize
-            sizes.append(tensor.numel() * itemsize)
+            sizes.append(math.prod(shape) * (4 if place.keeps_float32 else wanted.itemsize))
     return sum(sizes) + max(sizes)
 
 
-def check_memory(source, found, device, dtype):
-    """Raises ValueError for a model that does not fit into memory, before it is read."""
+def check_memory(source, matches, device, dtype):
+    """Raise ValueError for a model that does not fit into memory, before it is read."""
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
-        available = cpu.available_memory()
+        available = memory.available_memory()
     else:
         return
-    needed = memory_needed(source, found, dtype, None)
+    needed = memory_needed(source, matches, dtype, None)
     if available is None or needed <= available:
         return
-    smaller = [("--dtype bfloat16", memory_needed(source, found, torch.bfloat16, None))]
+    smaller = [("--dtype bfloat16", memory_needed(source, matches, torch.bfloat16, None))]
     if source.scheme is None:
         for scheme in ("int8", "int4"):
-            size = memory_needed(source, found, torch.bfloat16, scheme)
+            size = memory_needed(source, matches, torch.bfloat16, scheme)
             smaller.append((f"--dtype bfloat16 --quantize {scheme}", size))
-    fit = [f"{way} needs {size / 1e9:.1f}" for way, size in smaller if size <= available]
+    fit = [f"{options} needs {size / 1e9:.1f}" for options, size in smaller if size <= available]
     raise ValueError(
         f"loading needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are available; "
         + (", ".join(fit) or f"the least, {smaller[-1][0]}, needs {smaller[-1][1] / 1e9:.1f}")
     )
 
 
-def fill(found, device, dtype, progress):
-    """Put each tensor of a `match` in its places; dtype None is the usual one."""
-    wanted = dtype or usual_dtype(found)
-    total, done = sum(tensor.nbytes for _, tensor, _ in found), 0
-    for _, tensor, places in found:
-        module, leaf, _ = places[0]
-        if isinstance(module, q.QuantizedLinear) and leaf == "weight":
-            module.take(tensor, device, wanted)
-            used = (module.codes, module.scales)
+def fill(matches, device, dtype, progress):
+    """Put each tensor into its places; dtype None is the usual one.
+
+    The pages of a tensor that was copied leave memory before the next one is read.
+    """
+    wanted = dtype or usual_dtype(matches)
+    total, done = sum(match.tensor.nbytes for match in matches), 0
+    for match in matches:
+        tensor, place = match.tensor, match.places[0]
+        if place.is_quantized:
+            place.module.load_weight(tensor, device, wanted)
+            used = (place.module.codes, place.module.scales)
         else:
-            parameter = tensor.to(device, torch.float32 if is_exact(module, leaf) else wanted)
+            parameter = tensor.to(device, torch.float32 if place.keeps_float32 else wanted)
             parameter = nn.Parameter(parameter, requires_grad=False)
-            for module, leaf, _ in places:
-                setattr(module, leaf, parameter)
+            for each in match.places:
+                setattr(each.module, each.leaf, parameter)
             used = (parameter,)
         addresses = {part.data_ptr() for part in used}
-        for part in getattr(tensor, "stored", (tensor,)):  # one that was copied is read no more
+        for part in tensor.parts if isinstance(tensor, StoredWeight) else (tensor,):
             if part.data_ptr() not in addresses:
-                cpu.release(part)
+                memory.release(part)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
-
-
-def left_out(skipped):
-    """One line on the tensors that a Source or a model has `skipped`."""
-    words = [name.split(".") for name in skipped]
-    kinds = {f"*.{w[-1]}" if w[-1].endswith("_scale") else f"{w[0]}.*" for w in words}
-    size = sum(skipped.values()) / 1e6
-    return f"{', '.join(sorted(kinds))}: {len(skipped)} tensors, {size:.1f} MB"
-
-
-def listed(names):
-    """Up to five names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:5]) + more

@@ -1,6 +1,6 @@
 """Linears for CPUs: weights prepacked for the kernel that is fastest on this kind of CPU.
 
-`load` puts a FastLinear in the place of each large nn.Linear. It computes the same product:
+`load` replaces each large nn.Linear by a FastLinear, which computes the same product:
 
     weight      CPU                  kernel    products              memory of the packed weight
     bfloat16    x86 with AVX-512     OneDNN    bfloat16              2 bytes a weight
@@ -8,16 +8,16 @@
     float16     x86                  FBGEMM    float16 x float32     2 bytes a weight
     float32, and all on other CPUs   F.linear takes the weight as it is
 
-Sums are float32 everywhere. A float16 number holds each bfloat16 from 6e-5 to 65504 exactly; a
-weight that it does not hold well stays with F.linear.
+Sums are float32 everywhere. float16 represents every bfloat16 number from 6e-5 to 65504 exactly. A
+weight that float16 does not represent well stays with F.linear.
 
-F.linear reads a bfloat16 weight for one row at 15 to 28 GB/s, OneDNN at 32 to 51; F.linear
-multiplies many rows without AVX-512 at 32 GFLOP/s, FBGEMM at 155 (2 cores, torch 2.13).
+For one row, F.linear reads a bfloat16 weight at 15 to 28 GB/s, OneDNN at 32 to 51. For many rows on
+a CPU without AVX-512, F.linear computes 32 GFLOP/s, FBGEMM 155 (2 cores, torch 2.13).
 
-Prepacking 1 GB takes OneDNN 0.3 to 1 s and FBGEMM 10 s. So a linear prepacks its weight only when
-that pays, one linear after the other: no token waits long, and a short answer costs nothing. The
-pages of a mapped checkpoint are given back, so the packed weight takes the original's place in
-memory.
+Prepacking 1 GB takes OneDNN 0.3 to 1 s and FBGEMM 10 s. So a linear prepacks its weight only after
+some work, when that pays. The linears do so one after the other, so no token waits long, and a
+short answer costs nothing. The pages of a mapped checkpoint are unmapped, so the packed weight
+takes the place of the original in memory.
 """
 
 import copy
@@ -26,21 +26,22 @@ import torch
 from torch import nn
 
 from nanomodels import cpu
+from nanomodels.linears import memory
 
-LARGE = 1 << 20  # numbers; smaller weights stay in the CPU's cache, and call overhead would show
-PIECE = 1 << 26  # numbers that are packed at a time, so that little is in memory twice
+LARGE = 1 << 20  # weights; a smaller linear is in the CPU's cache, and the kernel's call would show
+CHUNK_WEIGHTS = 1 << 26  # weights packed at a time, so that few are in memory twice
 
 
 class Kernel:
-    """y = x w^T + bias with a packed weight; the pages of a mapped weight are given back."""
+    """y = x w^T + bias with a packed weight. The pages of a mapped weight are unmapped."""
 
     def __init__(self, weight, bias):
-        rows = max(1, PIECE // weight.shape[1])
+        rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
         self.pieces = []
         for first in range(0, len(weight), rows):
             some = slice(first, first + rows)
             self.pieces.append((self.pack(weight[some]), None if bias is None else bias[some]))
-            cpu.release(weight[some])
+            memory.release(weight[some])
 
     def __call__(self, x):
         """x (..., in) -> (..., out)."""
@@ -51,7 +52,7 @@ class Kernel:
 class OneDNN(Kernel):
     """A bfloat16 weight in oneDNN's blocked layout."""
 
-    wait = 16  # work of F.linear after which prepacking pays
+    wait = 16  # the work of F.linear after which prepacking pays
 
     @staticmethod
     def pack(weight):
@@ -67,7 +68,7 @@ class OneDNN(Kernel):
 
     @staticmethod
     def work(rows):
-        """What a call of F.linear counts: the same for any number of rows."""
+        """The work of a call of F.linear: the same for any number of rows."""
         return 1
 
 
@@ -89,23 +90,23 @@ class FBGEMM(Kernel):
 
     @staticmethod
     def fits(weight):
-        """Whether float16 has each row to 12 bits of its largest number, and none is too large.
+        """Whether float16 represents each row to 12 bits of its largest number, without overflow.
 
-        Numbers below 6e-5 are rounded by up to 2^-25.
+        float16 rounds numbers below 6e-5 by up to 2^-25.
         """
         low, high = weight.aminmax(dim=1)
-        most = torch.maximum(-low, high)  # of each row
-        good = (most <= torch.finfo(torch.float16).max) & ((most >= 2**-13) | (most == 0))
+        largest = torch.maximum(-low, high)  # of each row
+        good = (largest <= torch.finfo(torch.float16).max) & ((largest >= 2**-13) | (largest == 0))
         return weight.dtype == torch.float16 or bool(good.all())
 
     @staticmethod
     def work(rows):
-        """What a call of F.linear counts: its rows, as each of them is slow."""
+        """The work of a call of F.linear: its rows, because each of them is slow."""
         return rows
 
 
 def kernel_for(weight):
-    """The kernel for a weight on this CPU, by the table above; None is F.linear."""
+    """The kernel for a weight on this CPU, by the table above; None for F.linear."""
     if weight.device.type != "cpu":
         return None
     if weight.dtype == torch.bfloat16 and cpu.has_bf16():
@@ -116,9 +117,10 @@ def kernel_for(weight):
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear that prepacks its weight for a kernel after some work; not while it is trained.
+    """nn.Linear that prepacks its weight for a kernel after some work, but not in training.
 
-    `wait` is what is left of that work. A change in place is not noticed, but of a trained weight.
+    `wait` is the work that is left until then. After prepacking, a change of the weight in place is
+    not noticed, unless the weight is trained.
     """
 
     def __init__(self, linear, kernel, wait):
@@ -139,35 +141,35 @@ class FastLinear(nn.Linear):
         return super().forward(x) if self.packed is None else self.packed(x)
 
     def prepack(self):
-        """Have the kernel take the weight, if it can."""
+        """Pack the weight for the kernel, if it fits."""
         if self.kernel.fits(self.weight):
             self.packed = self.kernel(self.weight, self.bias)
         else:
             self.kernel = None
 
     def unpack(self):
-        """Begin anew, with the weight as it is now."""
+        """Start again with the weight as it is now."""
         self.packed, self.kernel = None, kernel_for(self.weight)
         self.wait = self.kernel.wait if self.kernel else 0
 
     def _apply(self, fn, recurse=True):
-        """As nn.Module's, which is behind .to() and the like; the packed weight was the old one."""
+        """What nn.Module calls for .to() and the like; the packed weight is the old one."""
         super()._apply(fn, recurse)
         self.unpack()
         return self
 
     def __deepcopy__(self, memo):
-        """Without the packed weight, which torch cannot copy."""
+        """Copy without the packed weight, which torch cannot copy."""
         new = memo[id(self)] = FastLinear(self, self.kernel, self.wait).train(self.training)
         new.weight, new.bias = copy.deepcopy((self.weight, self.bias), memo)
         return new
 
 
 def prepack_linears(model):
-    """Put a FastLinear in the place of each large linear that this CPU has a kernel for."""
+    """Replace each large linear that this CPU has a kernel for by a FastLinear."""
     count = 0
     for name, module in list(model.named_modules()):
         large = type(module) is nn.Linear and module.weight.numel() >= LARGE
         if large and (kernel := kernel_for(module.weight)) is not None:
             model.set_submodule(name, FastLinear(module, kernel, kernel.wait + count))
-            count += ".experts." not in name  # experts are used at different times anyway
+            count += ".experts." not in name  # experts are called at different times anyway

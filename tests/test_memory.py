@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nanomodels
-from nanomodels import cpu
 from nanomodels.checkpoint import loading
+from nanomodels.linears import memory
 
 ROOT = Path(__file__).parent.parent
 linux = pytest.mark.skipif(
@@ -41,7 +41,7 @@ def test_a_mapped_tensor_is_given_back_and_read_again(tmp_path):
     x = mapped(tmp_path / "x.safetensors", 8 * MB)
     total = x.double().sum()
     before = resident()[0]
-    cpu.release(x)
+    memory.release(x)
     assert before - resident()[0] > 30 * MB
     assert x.double().sum() == total
     assert resident()[0] > before - 2 * MB
@@ -52,9 +52,9 @@ def test_a_part_is_given_back_to_whole_pages(tmp_path):
     x = mapped(tmp_path / "x.safetensors", 4 * MB)
     x.sum()
     before = resident()[0]
-    cpu.release(x[1_000_001:3_000_001])
+    memory.release(x[1_000_001:3_000_001])
     assert 6 * MB < before - resident()[0] < 13 * MB  # 8 of 16; the system counts roughly
-    cpu.release(x[5:9]), cpu.release(x[:0])  # within a page, and nothing
+    memory.release(x[5:9]), memory.release(x[:0])  # within a page, and nothing
     assert torch.equal(x, torch.arange(4 * MB).float())
 
 
@@ -64,10 +64,10 @@ def test_what_no_file_holds_is_kept(tmp_path):
     x[77] = -5  # the mapping is private: this number is in memory alone
     own, empty = torch.arange(MB), torch.zeros(MB)
     for tensor in (x, own, empty, x[:, None].expand(-1, 2)):
-        cpu.release(tensor)
+        memory.release(tensor)
     assert x[77] == -5 and x[78] == 78
     assert torch.equal(own, torch.arange(MB)) and not empty.any()
-    cpu.release(torch.empty(5, device="meta"))
+    memory.release(torch.empty(5, device="meta"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"12345"])
@@ -80,7 +80,7 @@ def test_a_system_that_does_not_say_keeps_its_pages(monkeypatch, tmp_path, conte
 
     monkeypatch.setattr("builtins.open", opened)
     monkeypatch.setattr(ctypes, "CDLL", None)
-    cpu.release(torch.ones(MB))
+    memory.release(torch.ones(MB))
 
 
 @linux
@@ -102,7 +102,7 @@ def test_loading_into_another_dtype_holds_one_tensor_of_the_file(tmp_path):
 
 FAULTS = """
 import resource, sys, torch
-from nanomodels.cpu import keep_memory
+from nanomodels.linears.memory import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def step():
@@ -128,11 +128,11 @@ def test_memory_is_kept_for_the_next_call():
 
 def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    cpu.keep_memory()
+    memory.keep_memory()
 
 
 def test_loading_sets_nothing_for_the_whole_process(monkeypatch):
-    monkeypatch.setattr(cpu, "keep_memory", None)
+    monkeypatch.setattr(memory, "keep_memory", None)
     threads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     nanomodels.load(ROOT / "weights" / "nanochat-tiny")
     assert threads == (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
@@ -143,7 +143,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
     monkeypatch.setattr(loading, "fill", None)
 
     def refusal(megabytes, **options):
-        monkeypatch.setattr(cpu, "available_memory", lambda: megabytes * 10**6)
+        monkeypatch.setattr(memory, "available_memory", lambda: megabytes * 10**6)
         with pytest.raises(ValueError) as caught:
             nanomodels.load(folder, **options)
         return str(caught.value)
@@ -155,24 +155,22 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
     )
     assert "; --dtype bfloat16 needs 0.0, " in refusal(12, dtype=torch.float32)
     assert refusal(0).endswith("; the least, --dtype bfloat16 --quantize int4, needs 0.0")
-    monkeypatch.setattr(cpu, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     with pytest.raises(TypeError):  # so far it came
         nanomodels.load(folder)
 
 
 def test_what_is_needed_is_what_is_then_held():
     source = loading.read(ROOT / "weights" / "nemotron-h-tiny")
-    found = loading.match(source.model, source.tensors)
-    largest = 512 * 192
+    matches = loading.match_tensors(source.model, source.tensors)
     for scheme, dtype in ((None, None), (None, torch.float32), ("int8", None), ("int4", None)):
         model = nanomodels.load(ROOT / "weights" / "nemotron-h-tiny", dtype=dtype, quantize=scheme)
         held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        needed = loading.memory_needed(source, found, dtype, scheme)
+        needed = loading.memory_needed(source, matches, dtype, scheme)
         assert held < needed <= held + 4 * max(p.numel() for p in model.parameters())
-        assert largest
 
 
 def test_the_memory_that_is_available_is_read():
-    available = cpu.available_memory()
+    available = memory.available_memory()
     if sys.platform == "linux":
         assert 10**7 < available < 10**14
