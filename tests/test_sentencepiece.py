@@ -193,8 +193,10 @@ def test_a_model_file_gives_the_ids_and_text_of_sentencepiece_on_nasty_text(load
 
 def any_ids(ours):
     """Ids as a model may give them out: of any tokens, but often of bytes and special ones."""
-    few = [*sorted(ours._byte_of), *ours.special_ids.values(), *ours.encode(" a  é\n")]
-    return st.lists(st.sampled_from(few) | st.sampled_from(sorted(ours._bytes)), max_size=9)
+    few = [*sorted(ours.codec.byte_of), *ours.special_ids.values(), *ours.encode(" a  é\n")]
+    return st.lists(
+        st.sampled_from(few) | st.sampled_from(sorted(ours.codec.token_bytes)), max_size=9
+    )
 
 
 @pytest.mark.parametrize("case", TRAINED)

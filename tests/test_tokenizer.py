@@ -16,7 +16,9 @@ from tokenizers import Tokenizer as Reference
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nanomodels.text import chat_template
-from nanomodels.text.tokenizer import ALPHABET, Tokenizer, hub_files
+from nanomodels.text.bpe import ALPHABET
+from nanomodels.text.nanochat_pickle import hub_files
+from nanomodels.text.tokenizer import Tokenizer
 
 NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 SPLITS = {
@@ -293,7 +295,7 @@ def test_decode_undoes_encode(load, case, text):
 @given(data=st.data())
 def test_the_joined_stream_is_what_decode_gives(load, case, data):
     ours, _ = load(case)
-    ids = data.draw(st.lists(st.sampled_from(sorted(ours._bytes)), max_size=30))
+    ids = data.draw(st.lists(st.sampled_from(sorted(ours.codec.token_bytes)), max_size=30))
     ids += ours.encode(data.draw(TEXTS))
     for skip in (False, True):
         stream = ours.stream(skip_special=skip)
@@ -303,7 +305,12 @@ def test_the_joined_stream_is_what_decode_gives(load, case, data):
 
 def test_the_stream_holds_back_an_unfinished_character(load):
     ours, _ = load("gpt2")
-    ids = [i for byte in "é🙂".encode() for i, b in ours._bytes.items() if b == bytes([byte])]
+    ids = [
+        i
+        for byte in "é🙂".encode()
+        for i, b in ours.codec.token_bytes.items()
+        if b == bytes([byte])
+    ]
     stream = ours.stream()
     assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "🙂"]
     assert stream.push(ours.special_ids["<s>"]) == "" and stream.finish() == ""
@@ -411,7 +418,7 @@ def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
 ):
     ours, _ = load("nanochat")
     special = {name: i for name, i in ours.special_ids.items()}
-    ranks = {ours.token_bytes(i): i for i in ours._bytes if i not in special.values()}
+    ranks = {ours.token_bytes(i): i for i in ours.codec.token_bytes if i not in special.values()}
     # Ids of the merges are in their order here, so they can be ranks.
     encoding = Encoding(
         "rustbpe", pat_str=SPLITS["nanochat"], mergeable_ranks=ranks, special_tokens=special
@@ -550,10 +557,13 @@ def test_hub_files_keep_every_token_and_name(both, case):
         assert transformers.convert_tokens_to_ids(name) == i and i in transformers.all_special_ids
     same = ["bos_id", "chat_template", "eos_id", "special_ids", "stop_ids", "vocab_size"]
     assert [getattr(hub, name) for name in same] == [getattr(native, name) for name in same]
-    assert hub._bytes == native._bytes and hub.chat_template == chat_template.NANOCHAT_TEMPLATE
+    assert (
+        hub.codec.token_bytes == native.codec.token_bytes
+        and hub.chat_template == chat_template.NANOCHAT_TEMPLATE
+    )
     assert (transformers.bos_token_id, transformers.eos_token_id) == (hub.bos_id, hub.eos_id)
     assert transformers.pad_token_id == hub.bos_id and transformers.chat_template
-    assert (len(hub._bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
+    assert (len(hub.codec.token_bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
 
 
 @settings(CALM, max_examples=examples(200))
@@ -695,7 +705,7 @@ def test_an_unknown_id_is_refused(load):
 
 def test_bytes_that_are_no_text_become_replacement_characters(load):
     ours, _ = load("gpt2")
-    byte = {b: i for i, b in ours._bytes.items()}
+    byte = {b: i for i, b in ours.codec.token_bytes.items()}
     ids = [byte[b"\xf0"], byte[b"a"], byte[b"\x80"]]
     assert ours.decode(ids) == b"\xf0a\x80".decode(errors="replace")
 

@@ -24,7 +24,7 @@ from nanomodels import nanochat
 from nanomodels.checkpoint import loading
 from nanomodels.linears.quantized import Int4, Int8, QuantizedLinear, parts_of, quantize
 from nanomodels.text.files import read_json, say, state_of
-from nanomodels.text.tokenizer import hub_files
+from nanomodels.text.nanochat_pickle import hub_files
 
 # What goes along as it is.
 COMPANIONS = (
