@@ -121,7 +121,7 @@ CONFIG = {
     "bos_token": "<s>",
     "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
     "pad_token": None,
-    "think_token": "<|bos|>",
+    "think_token": "<|start|>",
 }
 
 
@@ -230,7 +230,8 @@ def test_a_nanochat_folder_has_nanochats_own_format(tmp_path):
     )
     assert tokenizer.render_chat(chat, add_generation_prompt=False) == text
     assert tokenizer.render_chat(chat) == text + "<|assistant_start|>"
-    ids = [391, 392, *tokenizer.encode("Bye"), 393, 394]  # each segment on its own, as nanochat
+    bye = tokenizer.encode("Bye", add_bos=False)
+    ids = [391, 392, *bye, 393, 394]  # each segment is encoded alone, as nanochat does
     assert tokenizer.encode_chat([{"role": "user", "content": "Bye"}]) == ids
     (tmp_path / "tokenizer.pkl").write_bytes((NANOCHAT / "tokenizer.pkl").read_bytes())
     (tmp_path / "chat_template.jinja").write_text("mine")

@@ -47,7 +47,8 @@ NASTY = [
     "😀", "👩‍👩‍👧‍👦 family", "🇫🇷🇩🇪", "👍🏽", "日本語テキスト", "中文，标点。",
     "العَرَبِيَّة", "שָׁלוֹם", "हिन्दी",
     "e\u0301 a\u0308\u0323", "Z͑ͫa̴l̶g̷o", "1", "12", "123", "1234567890", "٠١٢٣", "½ ² Ⅷ", "３４５",
-    "<|bos|>", "<s>", "</s>x", "<|bos|", "<|user_start|>hi<|user_end|>", "<SPECIAL_10>",
+    "<|bos|>", "<s>", "</s>x", "<|bos|", "<|user_start|>hi<|user_end|>", "<|start|>",
+    "<SPECIAL_10>",
     "it's IT'S we'LL WE'll I'D y'all've 'tis 'S 'ſ 'ſt x'ſ ſ", "don’t", "K Å ß ﬁ ǅ ŉ ẞ",
     "\u00a0x\u00a0\u00a0y", "a\u0085b\u0085\u0085", "\u200b\u200d\ufeffx\u2060", "\u3000全\u2003角",
     "\x00\x01\x1c\x1f\x7f", "\u2028x\u2029", "a/b//c/\n", "!!!???\n\n", " !\r\n", "x\r",
@@ -70,7 +71,8 @@ CALM = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-SPECIAL = ["<s>", "</s>", "<|bos|>", "<|user_start|>", "<|user_end|>"]
+# Without nanochat's <|bos|>, which encode would put before every text.
+SPECIAL = ["<s>", "</s>", "<|start|>", "<|user_start|>", "<|user_end|>"]
 
 
 @cache
@@ -401,14 +403,29 @@ def test_added_tokens_are_found_where_tokenizers_finds_them(tmp_path_factory, pa
 def test_the_ids_of_a_nanochat_tokenizer_are_nanochats():
     tokenizer = Tokenizer.load(NANOCHAT)
     for case in json.loads((NANOCHAT / "tokenizer_expected.json").read_text(encoding="utf-8")):
-        assert tokenizer.encode(case["text"]) == case["ids"]
+        ids = tokenizer.encode(case["text"], add_bos=False)  # nanochat's encode without prepend
+        assert ids == case["ids"]
         assert tokenizer.decode(case["ids"]) == case["text"]
     assert tokenizer.vocab_size == 400 and tokenizer.bos_id == 391
     assert tokenizer.stop_ids == [391, 395]
     assert tokenizer.special_ids["<|output_end|>"] == 399
     assert tokenizer.token_bytes(391) == b"<|bos|>"
-    ids = tokenizer.encode("<|bos|>a", special=True)
-    assert ids == [391, *tokenizer.encode("a")] and tokenizer.decode(ids) == "<|bos|>a"
+    ids = tokenizer.encode("<|bos|>a", add_bos=False, special=True)
+    assert ids == tokenizer.encode("a") and tokenizer.decode(ids) == "<|bos|>a"
+
+
+def test_raw_text_for_nanochat_begins_with_one_bos(tmp_path):
+    """In Python as in the command, and from each kind of folder."""
+    trained_folder = NANOCHAT.parents[2] / "weights" / "nanochat-tiny"
+    for folder in (NANOCHAT, write_hub(NANOCHAT, tmp_path), trained_folder):
+        tokenizer = Tokenizer.load(folder)
+        bos = tokenizer.special_ids["<|bos|>"]
+        for text in ("", "Hello world", "<|bos|>"):
+            ids = tokenizer.encode(text)
+            assert ids == [bos, *tokenizer.encode(text, add_bos=False)] and ids.count(bos) == 1
+            assert ids == tokenizer.encode(text, add_bos=True)
+        chat = tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+        assert chat[0] == bos and chat.count(bos) == 1
 
 
 @settings(CALM, max_examples=examples(300))
@@ -513,10 +530,11 @@ CHATTY = st.one_of(
 def test_hub_files_give_the_ids_of_tiktoken(both, case, text):
     encoding, native, hub, reference, transformers = both(case)
     ids = encoding.encode(text, allowed_special="all")
-    assert native.encode(text, special=True) == hub.encode(text, special=True) == ids
+    for ours in (native, hub):  # the others add no <|bos|>
+        assert ours.encode(text, add_bos=False, special=True) == ids
     assert reference.encode(text).ids == transformers(text).input_ids == ids
     plain = encoding.encode_ordinary(text)
-    assert native.encode(text) == hub.encode(text) == plain
+    assert native.encode(text, add_bos=False) == hub.encode(text, add_bos=False) == plain
     reference.encode_special_tokens = True
     assert reference.encode(text).ids == plain
     reference.encode_special_tokens = False
@@ -548,7 +566,8 @@ def test_hub_files_keep_every_token_and_name(both, case):
     encoding, native, hub, reference, transformers = both(case)
     for text in [*NASTY, *CORPUS, "".join(NASTY)]:
         ids = encoding.encode(text, allowed_special="all")
-        assert hub.encode(text, special=True) == native.encode(text, special=True) == ids
+        for ours in (native, hub):  # the others add no <|bos|>
+            assert ours.encode(text, add_bos=False, special=True) == ids
         assert reference.encode(text).ids == transformers(text).input_ids == ids
     for token, i in encoding._mergeable_ranks.items():
         assert hub.token_bytes(i) == token
@@ -581,7 +600,8 @@ def test_hub_files_give_the_ids_of_tiktoken_for_any_ranks(tmp_path_factory, toke
     hub = Tokenizer.load(write_hub(folder / "native", folder))
     reference = Reference.from_file(str(folder / "tokenizer.json"))
     for text in [*texts, *(token.decode() for token in tokens)]:
-        assert hub.encode(text) == reference.encode(text).ids == encoding.encode_ordinary(text)
+        ids = hub.encode(text, add_bos=False)  # the others add no <|bos|>
+        assert ids == reference.encode(text).ids == encoding.encode_ordinary(text)
 
 
 def test_what_hub_files_cannot_say_is_refused(tmp_path):
@@ -680,7 +700,7 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (0, 1, [1])
     assert tokenizer.encode("</s>", special=True) == [1]  # in the vocabulary only, but named
     assert tokenizer.encode("x", add_bos=True)[0] == 0 and len(tokenizer.encode("x")) == 1
-    older = {"eos_token": {"content": "<|bos|>"}}
+    older = {"eos_token": {"content": "<|start|>"}}
     tokenizer = Tokenizer.load(write(tmp_path / "b", data, special_tokens_map=older))
     assert (tokenizer.bos_id, tokenizer.stop_ids) == (None, [2])
     with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is \"</t>\""):
@@ -689,9 +709,9 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
 
 def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
     data = json.loads(trained("nanochat"))
-    data["added_tokens"].append(added("<|assistant_end|>", 900))
+    data["added_tokens"] += [added("<|bos|>", 900), added("<|assistant_end|>", 901)]
     tokenizer = Tokenizer.load(write(tmp_path, data))
-    assert tokenizer.stop_ids == [2, 900] and tokenizer.vocab_size == 901
+    assert tokenizer.stop_ids == [900, 901] and tokenizer.vocab_size == 902
 
 
 def test_an_unknown_id_is_refused(load):
@@ -867,7 +887,7 @@ STATE = {"name": "x", "pat_str": "a", "mergeable_ranks": BYTES, "special_tokens"
 def test_a_pickle_with_another_state_is_refused(tmp_path):
     path = tmp_path / "tokenizer.pkl"
     path.write_bytes(pickled_encoding(STATE))
-    assert Tokenizer.load(tmp_path).encode("aba") == [97, 97]
+    assert Tokenizer.load(tmp_path).encode("aba") == [256, 97, 97]
     good = path.read_bytes()
     bad = [
         "gpt2",  # by which tiktoken itself would download an encoding

@@ -30,7 +30,7 @@ class Tokenizer:
 
     def __init__(self, codec, added, names, templates, prefix=()):
         """added: entries as in tokenizer.json's added_tokens; names {"bos_token": "<s>", ...};
-        templates {name: text}; prefix: the ids that go before a text.
+        templates {name: text}; prefix: the ids that the files put before a text.
         """
         self.codec, self._prefix = codec, list(prefix)
         self._names, self._templates = names, templates
@@ -51,6 +51,10 @@ class Tokenizer:
         if "<|assistant_end|>" in self.special_ids:  # nanochat/engine.py stops at either
             stop |= {self.special_ids["<|assistant_end|>"], self.special_ids.get("<|bos|>")}
         self.stop_ids = sorted(stop - {None})
+        # In training, a nanochat model saw <|bos|> before every text. Its tokenizer.pkl does not
+        # say so; nanochat's own code passes prepend=bos where it encodes a text.
+        if not self._prefix and "<|bos|>" in self.special_ids:
+            self._prefix = [self.special_ids["<|bos|>"]]
         self.chat_template = templates.get("default")
 
     @staticmethod
@@ -92,9 +96,10 @@ class Tokenizer:
     def encode(self, text, *, add_bos=None, special=False):
         """Return the ids of a text.
 
-        add_bos: None adds the ids that the checkpoint's post-processor puts before a text; True
-        adds BOS in any case, False adds nothing. special: whether the names of special and other
-        added tokens in the text become those tokens; otherwise they are plain text.
+        add_bos: None puts before the text what the model saw there in training: <|bos|> for
+        nanochat, otherwise what the post-processor in tokenizer.json says. True adds BOS in any
+        case, False adds nothing. special: whether the names of special and other added tokens in
+        the text become those tokens; otherwise they are plain text.
         Raises ValueError for half of a surrogate pair and for too long a run of white space.
         """
         try:
