@@ -1,4 +1,4 @@
-"""Token ids, text and refusals of nanomodels.text.tokenizer, against `tokenizers` and nanochat."""
+"""Byte-level tokenizers: ids, text and refusals, compared with `tokenizers` and nanochat."""
 
 import json
 import pickle
@@ -77,7 +77,7 @@ SPECIAL = ["<s>", "</s>", "<|start|>", "<|user_start|>", "<|user_end|>"]
 
 @cache
 def trained(split, size=700):
-    """tokenizer.json of a byte-level BPE trained on CORPUS; split is in SPLITS or "gpt2"."""
+    """The tokenizer.json of a byte-level BPE trained on CORPUS; split: "gpt2" or one of SPLITS."""
     reference = Reference(models.BPE())
     reference.decoder = decoders.ByteLevel()
     reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -117,7 +117,7 @@ def merges_as_strings(data):
 
 
 def every_split_listed(data):
-    """As converters from tiktoken write it: each pair that spells a token, token by token."""
+    """As converters from tiktoken write it: for each token, all pairs that spell it."""
     vocab, merges = data["model"]["vocab"], []
     for token in ("".join(merge) for merge in data["model"]["merges"]):
         cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
@@ -202,7 +202,7 @@ NEMOTRON_3 = {
 
 
 def family_131072(folder, family, size=900):
-    """A folder with a small tokenizer of Nemotron-H's family, laid out as its 131,072 tokens are.
+    """A folder with a small tokenizer that has the layout of Nemotron-H's 131,072 tokens.
 
     family: "nemotron-h", whose dense checkpoints add <s>, or "nano-v2" or "nemotron-3" with their
     chat templates. The merges are real, trained on CORPUS.
@@ -322,7 +322,7 @@ def test_the_stream_holds_back_an_unfinished_character(load):
 
 @st.composite
 def merge_lists(draw):
-    """Merge lists that no training gives: of any tokens over a, b, c, half of them in any order."""
+    """Merge lists that no training makes: any tokens of a, b, c; half of the lists in any order."""
     tokens, merges = ["a", "b", "c"], []
     for _ in range(draw(st.integers(1, 14))):
         pair = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
@@ -464,7 +464,7 @@ def write_native(folder, tokens, ids=None, pattern=SPLITS["nanochat"]):
 
 
 def write_hub(native, folder):
-    """The folder that hub_files gives, with as much of a config.json as AutoTokenizer wants."""
+    """A folder with the hub_files, and with the part of config.json that AutoTokenizer needs."""
     folder.mkdir(exist_ok=True)
     for name, content in hub_files(native).items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -474,14 +474,14 @@ def write_hub(native, folder):
 
 
 def trained_tokens(size):
-    """All 256 bytes, and the tokens that training joins from them, in that order."""
+    """All 256 bytes, then the tokens that training makes from them."""
     merged = ["".join(merge) for merge in json.loads(trained("nanochat", size))["model"]["merges"]]
     spelled = [bytes(map(ALPHABET.__getitem__, token)) for token in dict.fromkeys(merged)]
     return [*(bytes([byte]) for byte in range(256)), *spelled]
 
 
 def odd_native(folder):
-    """Ranks that no training gives: with gaps, in any order, two tokens that nothing joins."""
+    """Ranks that no training makes: with gaps, in any order, and two tokens that no merge makes."""
     tokens = [*trained_tokens(900), b"qzqzq", b" XYZZY"]
     random.Random(1).shuffle(tokens)
     ids = random.Random(2).sample(range(3 * len(tokens)), len(tokens) + 9)
@@ -497,7 +497,7 @@ NATIVE = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Of a case: tiktoken's encoding, ours of tokenizer.pkl, and three readers of hub_files."""
+    """tiktoken's encoding, our tokenizer of tokenizer.pkl, and three tokenizers of hub_files."""
 
     @cache
     def both(case):

@@ -9,9 +9,10 @@ with which both give the same ids for every text.
 A codec turns plain text into ids and ids into text; a Tokenizer adds BOS, added tokens and chats.
 There are two: ByteLevel, and SentencePiece in sentencepiece.py. Both have:
 
-    token_bytes            TokenBytes
-    symbols_everywhere     whether "normalized" added tokens are found in every text, wanted or not
-    normalise(text)        the text in which "normalized" added tokens are searched
+    token_bytes            a Vocabulary, {id: bytes}
+    normalise(text)        changes spaces, for example; added tokens with the flag "normalized" are
+                           searched in its result
+    symbols_everywhere     whether these are searched in every text, also with special=False
     encode(text, first)    the ids of a normalised piece; first: whether the text begins with it
     stream(hidden)         ids in, text out: push(id), then finish(); hidden ids give no text
 """
@@ -54,22 +55,22 @@ ALPHABET = byte_alphabet()
 
 
 def spell(token):
-    """Return the bytes of a vocabulary token; a token that is not spelled in bytes is UTF-8."""
+    """Return the bytes of a vocabulary token: of each character in ALPHABET, else UTF-8."""
     try:
         return bytes(map(ALPHABET.__getitem__, token))
     except KeyError:
         return token.encode()
 
 
-class TokenBytes(dict):
-    """{id: bytes}, for a special token its name. An unknown id raises ValueError."""
+class Vocabulary(dict):
+    """{id: the bytes or the text of its token}. An unknown id raises ValueError."""
 
     def __missing__(self, token):
         raise ValueError(f"token id {token} is not in the vocabulary, whose ids end at {max(self)}")
 
 
 class ByteLevel:
-    """The codec for byte-level BPE: every text has ids, byte by byte if need be."""
+    """The codec for byte-level BPE. Every byte is a token, so every text has ids."""
 
     symbols_everywhere = False
 
@@ -78,7 +79,7 @@ class ByteLevel:
 
         prefix_space: whether a piece that does not begin with a space gets one.
         """
-        self.encoding, self.token_bytes = encoding, TokenBytes(token_bytes)
+        self.encoding, self.token_bytes = encoding, Vocabulary(token_bytes)
         self.ids_of_ranks, self.prefix_space = ids_of_ranks, prefix_space
 
     def normalise(self, text):
@@ -124,8 +125,8 @@ def live_merges(path, vocab, pairs, whole, alphabet):
     """List the tokens that byte-pair encoding can make, in the order of their merges.
 
     alphabet: the tokens of which every text is made; they come first in the list.
-    whole: with ignore_merges, the tokens that a piece of text becomes if it equals them; else none.
-    Those that no merge makes come last in the list.
+    whole: the tokens that a piece of text becomes if it is equal to them, with or without merges
+    (ignore_merges). Those that no merge makes come last in the list.
 
     tokenizers merges only the pairs in `pairs`, lowest index first; tiktoken merges any neighbours
     that spell a token, lowest rank first. What a stretch of text becomes depends on that stretch

@@ -28,12 +28,12 @@ class HubJson:
 
     @property
     def byte_fallback(self):
-        """Whether the vocabulary is SentencePiece's, else it is byte-level."""
+        """True for a vocabulary of SentencePiece, False for a byte-level one."""
         return bool(self.data["model"].get("byte_fallback"))
 
 
 def read(folder):
-    """Read tokenizer.json and the files beside it. ValueError for what no codec here does."""
+    """Read tokenizer.json and the files beside it. ValueError for what is not supported here."""
     path = folder / "tokenizer.json"
     data = read_json(path)
     model = data.get("model") or {}

@@ -4,9 +4,9 @@
 
 SentencePiece merges characters, tiktoken merges bytes. With these ranks both merge alike:
 
-    0 ..       the 256 bytes
-    then       the UTF-8 prefixes of each character in a piece. So the bytes of a character merge
-               first, and never with those of another character
+    first      the 256 bytes
+    then       the UTF-8 prefixes of each character in a piece, so that the bytes of a character
+               merge first, and never with those of another character
     then       the pieces of several characters, in the order of their scores or merges
 
 A character that is in no piece, or that is no piece by itself, becomes `<0xXX>` pieces.
@@ -24,7 +24,7 @@ from itertools import chain, pairwise
 
 from tiktoken import Encoding
 
-from nanomodels.text.bpe import WHITESPACE, TokenBytes, live_merges
+from nanomodels.text.bpe import WHITESPACE, Vocabulary, live_merges
 from nanomodels.text.chat_template import read_templates
 from nanomodels.text.files import one_line, refusal
 from nanomodels.text.tokenizer_config import add_named, read_config, read_names
@@ -34,7 +34,7 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # what tokenizers reads as a byte; it w
 
 
 class SentencePiece:
-    """The codec for pieces. encode(special=True) cuts a text; each part is normalised alone."""
+    """The codec for pieces. Added tokens cut a text into parts; each part is normalised alone."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class SentencePiece:
         new_stream: a stream class, to be called with texts, byte_of and the hidden ids.
         """
         self.encoding, self.ids_of_ranks = encoding, ids_of_ranks
-        self.texts, self.byte_of = TokenBytes(texts), byte_of
+        self.texts, self.byte_of = Vocabulary(texts), byte_of
         token_bytes = {i: text.replace(BAR, " ").encode() for i, text in texts.items()}
-        self.token_bytes = TokenBytes(token_bytes | {i: bytes([b]) for i, b in byte_of.items()})
+        self.token_bytes = Vocabulary(token_bytes | {i: bytes([b]) for i, b in byte_of.items()})
         self.normalise, self.prepend = normalise, prepend
         self.symbols_everywhere, self.new_stream = symbols_everywhere, new_stream
 
@@ -308,7 +308,7 @@ def read_model(folder, path):
             for n in (2, 3, 5)
         )
         if not (listed and trainer and normalizer):
-            raise ValueError("it ends before its pieces, trainer_spec and normalizer_spec do")
+            raise ValueError("it lacks pieces, trainer_spec or normalizer_spec")
         rule = normalizer.get(1, b"").decode()
         unknown = trainer.get(44, " ⁇ ".encode()).decode()
         names = {key: (trainer.get(n) or name).decode() for key, (n, name) in NAMES.items()}
@@ -335,7 +335,7 @@ def read_model(folder, path):
     made = sorted((-score, piece) for piece, score, kind in listed if kind == NORMAL and piece[1:])
     for key, found in (
         ("a piece that is empty or has a NUL", [p for p in vocab if not p or "\0" in p]),
-        ("a piece that stands twice", [p for i, (p, _, _) in enumerate(listed) if vocab[p] != i]),
+        ("a piece that occurs twice", [p for i, (p, _, _) in enumerate(listed) if vocab[p] != i]),
         ("a score that another piece has", [b for a, b in pairwise(made) if not a[0] < b[0]]),
         ("a control piece of one character", [p for p in kinds[CONTROL] if not p[1:]]),
         ("a user-defined piece with a space", [p for p in kinds[USER_DEFINED] if " " in p]),

@@ -2,8 +2,8 @@
 
     text --cut at added tokens--> plain text --codec--> ids --stream--> text
 
-`Tokenizer.load` chooses the reader. A reader returns a codec (see bpe.py) and what else the files
-say, and knows no other reader:
+`Tokenizer.load` chooses the reader. A reader returns a codec (see bpe.py), the added tokens, the
+named tokens, the chat templates, and the ids before a text. No reader knows another:
 
     tokenizer.json (Hub)          hub_json.py; with byte_fallback, sentencepiece.py too
     tokenizer.pkl (nanochat)      nanochat_pickle.py
@@ -47,14 +47,14 @@ class Tokenizer:
         self.bos_id, self.eos_id = (
             self._added.get(names.get(key), {}).get("id") for key in ("bos_token", "eos_token")
         )
-        stop = {self.eos_id}
-        if "<|assistant_end|>" in self.special_ids:  # nanochat/engine.py stops at either
-            stop |= {self.special_ids["<|assistant_end|>"], self.special_ids.get("<|bos|>")}
-        self.stop_ids = sorted(stop - {None})
         # In training, a nanochat model saw <|bos|> before every text. Its tokenizer.pkl does not
         # say so; nanochat's own code passes prepend=bos where it encodes a text.
         if not self._prefix and "<|bos|>" in self.special_ids:
             self._prefix = [self.special_ids["<|bos|>"]]
+        stop = {self.eos_id}
+        if "<|assistant_end|>" in self.special_ids:  # nanochat/engine.py stops at both
+            stop |= {self.special_ids["<|assistant_end|>"], self.special_ids.get("<|bos|>")}
+        self.stop_ids = sorted(stop - {None})
         self.chat_template = templates.get("default")
 
     @staticmethod
@@ -86,7 +86,7 @@ class Tokenizer:
         if models:
             raise ValueError(
                 f"{folder}: holds {', '.join(path.name for path in models)}; "
-                "name the checkpoint's own tokenizer.model"
+                "rename the checkpoint's own to tokenizer.model"
             )
         raise FileNotFoundError(
             f"{folder}: found neither tokenizer.json (Hub) nor {' or '.join(map(str, pickles))} "
