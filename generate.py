@@ -270,10 +270,7 @@ def encode(tokenizer, text, chat):
     """The Prompt of a text: by a Chat as a user's message, without one as it is."""
     if chat:
         return chat.encode([{"role": "user", "content": text}])
-    ids = tokenizer.encode(text)
-    # nanochat met no text without <|bos|> in training, though its own tokenizer adds none.
-    bos = tokenizer.special_ids.get("<|bos|>")
-    return Prompt(text, ids if bos is None or ids[:1] == [bos] else [bos, *ids], None)
+    return Prompt(text, tokenizer.encode(text), None)
 
 
 class Chat:

@@ -1,4 +1,4 @@
-"""Chat prompts of nanomodels.text.tokenizer, byte for byte those of transformers."""
+"""Chat prompts, compared byte for byte with those of transformers."""
 
 import enum
 import json
@@ -121,12 +121,12 @@ CONFIG = {
     "bos_token": "<s>",
     "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
     "pad_token": None,
-    "think_token": "<|bos|>",
+    "think_token": "<|start|>",
 }
 
 
 def both(folder, config, **files):
-    """Our tokenizer and transformers' from one folder, with templates in files."""
+    """Our tokenizer and transformers' from one folder; files: {name of a template file: text}."""
     data = json.loads(trained("nanochat"))
     write(folder, data, tokenizer_config=config)
     for name, text in files.items():
@@ -137,7 +137,7 @@ def both(folder, config, **files):
 
 
 def rendered(render):
-    """What render() gives, or "refused"."""
+    """The result of render(), or "refused" with the library that refused."""
     try:
         return render()
     except Exception as error:
@@ -230,7 +230,8 @@ def test_a_nanochat_folder_has_nanochats_own_format(tmp_path):
     )
     assert tokenizer.render_chat(chat, add_generation_prompt=False) == text
     assert tokenizer.render_chat(chat) == text + "<|assistant_start|>"
-    ids = [391, 392, *tokenizer.encode("Bye"), 393, 394]  # each segment on its own, as nanochat
+    bye = tokenizer.encode("Bye", add_bos=False)
+    ids = [391, 392, *bye, 393, 394]  # each segment is encoded alone, as nanochat does
     assert tokenizer.encode_chat([{"role": "user", "content": "Bye"}]) == ids
     (tmp_path / "tokenizer.pkl").write_bytes((NANOCHAT / "tokenizer.pkl").read_bytes())
     (tmp_path / "chat_template.jinja").write_text("mine")
@@ -347,7 +348,7 @@ CALLS |= CALLS.map(lambda call: {"type": "function", "function": call})
 
 @st.composite
 def exchanges(draw):
-    """A user's message and what follows until the next: answers, calls of tools, their results."""
+    """A user's message, and the answers, tool calls and tool results that follow it."""
     messages = [{"role": "user", "content": draw(TEXTS)}]
     for _ in range(draw(st.integers(0, 3))):
         answer = {"role": "assistant", "content": draw(st.none() | ANSWERS)}
@@ -377,7 +378,7 @@ VARIABLES = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """Our tokenizer and transformers' of a family, from one folder."""
+    """Our tokenizer and transformers' for a model family, from one folder."""
     folder = family_131072(tmp_path_factory.mktemp("family"), request.param)
     return Tokenizer.load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""Ids, text and refusals of nanomodels.text.sentencepiece, against sentencepiece and tokenizers."""
+"""SentencePiece: ids, text and refusals, compared with `sentencepiece` and `tokenizers`."""
 
 import io
 import json
@@ -55,7 +55,7 @@ TEXTS = st.one_of(
 
 @cache
 def train(case):
-    """A .model file's content."""
+    """The content of a .model file."""
     content = io.BytesIO()
     lines = [line for line in (SENTENCES + SOURCE).split("\n") if line.strip()]
     wanted = {"vocab_size": 800, "remove_extra_whitespaces": False} | TRAINED[case]
@@ -123,7 +123,7 @@ HUB = {
 
 
 def convert(content, kind, bos=False, normalized=False):
-    """tokenizer.json of a .model file: merges as transformers' converters list them."""
+    """A .model file as a tokenizer.json, with the merges that transformers' converters list."""
     pieces = processor(content)
     every = range(pieces.get_piece_size())
     vocab = {pieces.id_to_piece(i): i for i in every}
@@ -192,9 +192,11 @@ def test_a_model_file_gives_the_ids_and_text_of_sentencepiece_on_nasty_text(load
 
 
 def any_ids(ours):
-    """Ids as a model may give them out: of any tokens, but often of bytes and special ones."""
-    few = [*sorted(ours._byte_of), *ours.special_ids.values(), *ours.encode(" a  é\n")]
-    return st.lists(st.sampled_from(few) | st.sampled_from(sorted(ours._bytes)), max_size=9)
+    """Ids of any tokens, as a model may generate them; often of bytes and special tokens."""
+    few = [*sorted(ours.codec.byte_of), *ours.special_ids.values(), *ours.encode(" a  é\n")]
+    return st.lists(
+        st.sampled_from(few) | st.sampled_from(sorted(ours.codec.token_bytes)), max_size=9
+    )
 
 
 @pytest.mark.parametrize("case", TRAINED)
@@ -249,7 +251,7 @@ def model_file(pieces, trainer=TRAINER, normalizer=b"\x20\x00"):
 def test_any_pieces_are_refused_or_give_the_ids_of_sentencepiece(
     tmp_path_factory, pieces, symbols, normalizer, texts
 ):
-    """Most of these models are such as no training gives, with pieces that no merges make."""
+    """Most of these models come from no training: they have pieces that no merges make."""
     listed = [(p, score, 1) for p, score in pieces.items() if p not in symbols]
     content = model_file(
         listed + [(p, 0, 4) for p in sorted(symbols)], normalizer=b"\x0a\x01x" + normalizer
@@ -290,7 +292,7 @@ def test_a_model_file_names_its_special_tokens(load, tmp_path):
     assert other.encode("a") == [2, *ours.encode("a")] and other.encode("") == [2]
     assert other.eos_id == reference.piece_to_id("<extra_id_1>") and other.chat_template
     (tmp_path / "tokenizer.model").rename(tmp_path / "third.model")
-    with pytest.raises(ValueError, match=r"other.model, third.model; name the checkpoint's own"):
+    with pytest.raises(ValueError, match=r"other.model, third.model; rename the checkpoint's own"):
         Tokenizer.load(tmp_path)
 
 
@@ -437,7 +439,7 @@ def test_half_a_surrogate_pair_is_refused(load):
 
 @pytest.mark.parametrize("case", ["plain", "runs of spaces", "pieces across spaces"])
 def test_a_megabyte_is_encoded_whole(load, case):
-    """Also as one word; quadratic code would not end."""
+    """Also as a single word; quadratic code would not end."""
     for kind in (None, "always"):
         ours, _ = load(case, kind)
         prose = ((SENTENCES + SOURCE) * 99)[:1_000_000]
@@ -463,7 +465,7 @@ REFUSED_MODELS = {
     "type of piece 'ab' is \"7\"": {"pieces": [("ab", 0, 7)]},
     "a score that another piece has": {"pieces": [("ab", -1, 1), ("bc", -1, 1)]},
     "a score that another piece has is ": {"pieces": [("ab", -1, 1), ("bc", math.nan, 1)]},
-    "a piece that stands twice": {"pieces": [("a", 0, 1), ("a", -1, 1)]},
+    "a piece that occurs twice": {"pieces": [("a", 0, 1), ("a", -1, 1)]},
     "a piece that is empty or has a NUL": {"pieces": [("", 0, 1)]},
     "a piece that is empty or has a NUL is": {"pieces": [("a\0", 0, 1)]},
     "a control piece of one character": {"pieces": [("x", 0, 3)]},

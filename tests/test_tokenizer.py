@@ -1,4 +1,4 @@
-"""Token ids, text and refusals of nanomodels.text.tokenizer, against `tokenizers` and nanochat."""
+"""Byte-level tokenizers: ids, text and refusals, compared with `tokenizers` and nanochat."""
 
 import json
 import pickle
@@ -16,7 +16,9 @@ from tokenizers import Tokenizer as Reference
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nanomodels.text import chat_template
-from nanomodels.text.tokenizer import ALPHABET, Tokenizer, hub_files
+from nanomodels.text.bpe import ALPHABET
+from nanomodels.text.nanochat_pickle import hub_files
+from nanomodels.text.tokenizer import Tokenizer
 
 NANOCHAT = Path(__file__).parent / "data" / "nanochat-2025-10-16"
 SPLITS = {
@@ -45,7 +47,8 @@ NASTY = [
     "😀", "👩‍👩‍👧‍👦 family", "🇫🇷🇩🇪", "👍🏽", "日本語テキスト", "中文，标点。",
     "العَرَبِيَّة", "שָׁלוֹם", "हिन्दी",
     "e\u0301 a\u0308\u0323", "Z͑ͫa̴l̶g̷o", "1", "12", "123", "1234567890", "٠١٢٣", "½ ² Ⅷ", "３４５",
-    "<|bos|>", "<s>", "</s>x", "<|bos|", "<|user_start|>hi<|user_end|>", "<SPECIAL_10>",
+    "<|bos|>", "<s>", "</s>x", "<|bos|", "<|user_start|>hi<|user_end|>", "<|start|>",
+    "<SPECIAL_10>",
     "it's IT'S we'LL WE'll I'D y'all've 'tis 'S 'ſ 'ſt x'ſ ſ", "don’t", "K Å ß ﬁ ǅ ŉ ẞ",
     "\u00a0x\u00a0\u00a0y", "a\u0085b\u0085\u0085", "\u200b\u200d\ufeffx\u2060", "\u3000全\u2003角",
     "\x00\x01\x1c\x1f\x7f", "\u2028x\u2029", "a/b//c/\n", "!!!???\n\n", " !\r\n", "x\r",
@@ -68,12 +71,13 @@ CALM = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-SPECIAL = ["<s>", "</s>", "<|bos|>", "<|user_start|>", "<|user_end|>"]
+# Without nanochat's <|bos|>, which encode would put before every text.
+SPECIAL = ["<s>", "</s>", "<|start|>", "<|user_start|>", "<|user_end|>"]
 
 
 @cache
 def trained(split, size=700):
-    """tokenizer.json of a byte-level BPE trained on CORPUS; split is in SPLITS or "gpt2"."""
+    """The tokenizer.json of a byte-level BPE trained on CORPUS; split: "gpt2" or one of SPLITS."""
     reference = Reference(models.BPE())
     reference.decoder = decoders.ByteLevel()
     reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,7 +117,7 @@ def merges_as_strings(data):
 
 
 def every_split_listed(data):
-    """As converters from tiktoken write it: each pair that spells a token, token by token."""
+    """As converters from tiktoken write it: for each token, all pairs that spell it."""
     vocab, merges = data["model"]["vocab"], []
     for token in ("".join(merge) for merge in data["model"]["merges"]):
         cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
@@ -198,7 +202,7 @@ NEMOTRON_3 = {
 
 
 def family_131072(folder, family, size=900):
-    """A folder with a small tokenizer of Nemotron-H's family, laid out as its 131,072 tokens are.
+    """A folder with a small tokenizer that has the layout of Nemotron-H's 131,072 tokens.
 
     family: "nemotron-h", whose dense checkpoints add <s>, or "nano-v2" or "nemotron-3" with their
     chat templates. The merges are real, trained on CORPUS.
@@ -293,7 +297,7 @@ def test_decode_undoes_encode(load, case, text):
 @given(data=st.data())
 def test_the_joined_stream_is_what_decode_gives(load, case, data):
     ours, _ = load(case)
-    ids = data.draw(st.lists(st.sampled_from(sorted(ours._bytes)), max_size=30))
+    ids = data.draw(st.lists(st.sampled_from(sorted(ours.codec.token_bytes)), max_size=30))
     ids += ours.encode(data.draw(TEXTS))
     for skip in (False, True):
         stream = ours.stream(skip_special=skip)
@@ -303,7 +307,12 @@ def test_the_joined_stream_is_what_decode_gives(load, case, data):
 
 def test_the_stream_holds_back_an_unfinished_character(load):
     ours, _ = load("gpt2")
-    ids = [i for byte in "é🙂".encode() for i, b in ours._bytes.items() if b == bytes([byte])]
+    ids = [
+        i
+        for byte in "é🙂".encode()
+        for i, b in ours.codec.token_bytes.items()
+        if b == bytes([byte])
+    ]
     stream = ours.stream()
     assert [stream.push(i) for i in ids] == ["", "é", "", "", "", "🙂"]
     assert stream.push(ours.special_ids["<s>"]) == "" and stream.finish() == ""
@@ -313,7 +322,7 @@ def test_the_stream_holds_back_an_unfinished_character(load):
 
 @st.composite
 def merge_lists(draw):
-    """Merge lists that no training gives: of any tokens over a, b, c, half of them in any order."""
+    """Merge lists that no training makes: any tokens of a, b, c; half of the lists in any order."""
     tokens, merges = ["a", "b", "c"], []
     for _ in range(draw(st.integers(1, 14))):
         pair = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
@@ -394,14 +403,29 @@ def test_added_tokens_are_found_where_tokenizers_finds_them(tmp_path_factory, pa
 def test_the_ids_of_a_nanochat_tokenizer_are_nanochats():
     tokenizer = Tokenizer.load(NANOCHAT)
     for case in json.loads((NANOCHAT / "tokenizer_expected.json").read_text(encoding="utf-8")):
-        assert tokenizer.encode(case["text"]) == case["ids"]
+        ids = tokenizer.encode(case["text"], add_bos=False)  # nanochat's encode without prepend
+        assert ids == case["ids"]
         assert tokenizer.decode(case["ids"]) == case["text"]
     assert tokenizer.vocab_size == 400 and tokenizer.bos_id == 391
     assert tokenizer.stop_ids == [391, 395]
     assert tokenizer.special_ids["<|output_end|>"] == 399
     assert tokenizer.token_bytes(391) == b"<|bos|>"
-    ids = tokenizer.encode("<|bos|>a", special=True)
-    assert ids == [391, *tokenizer.encode("a")] and tokenizer.decode(ids) == "<|bos|>a"
+    ids = tokenizer.encode("<|bos|>a", add_bos=False, special=True)
+    assert ids == tokenizer.encode("a") and tokenizer.decode(ids) == "<|bos|>a"
+
+
+def test_raw_text_for_nanochat_begins_with_one_bos(tmp_path):
+    """In Python as in the command, and from each kind of folder."""
+    trained_folder = NANOCHAT.parents[2] / "weights" / "nanochat-tiny"
+    for folder in (NANOCHAT, write_hub(NANOCHAT, tmp_path), trained_folder):
+        tokenizer = Tokenizer.load(folder)
+        bos = tokenizer.special_ids["<|bos|>"]
+        for text in ("", "Hello world", "<|bos|>"):
+            ids = tokenizer.encode(text)
+            assert ids == [bos, *tokenizer.encode(text, add_bos=False)] and ids.count(bos) == 1
+            assert ids == tokenizer.encode(text, add_bos=True)
+        chat = tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+        assert chat[0] == bos and chat.count(bos) == 1
 
 
 @settings(CALM, max_examples=examples(300))
@@ -411,7 +435,7 @@ def test_the_same_nanochat_tokenizer_from_either_file_gives_the_same_ids(
 ):
     ours, _ = load("nanochat")
     special = {name: i for name, i in ours.special_ids.items()}
-    ranks = {ours.token_bytes(i): i for i in ours._bytes if i not in special.values()}
+    ranks = {ours.token_bytes(i): i for i in ours.codec.token_bytes if i not in special.values()}
     # Ids of the merges are in their order here, so they can be ranks.
     encoding = Encoding(
         "rustbpe", pat_str=SPLITS["nanochat"], mergeable_ranks=ranks, special_tokens=special
@@ -440,7 +464,7 @@ def write_native(folder, tokens, ids=None, pattern=SPLITS["nanochat"]):
 
 
 def write_hub(native, folder):
-    """The folder that hub_files gives, with as much of a config.json as AutoTokenizer wants."""
+    """A folder with the hub_files, and with the part of config.json that AutoTokenizer needs."""
     folder.mkdir(exist_ok=True)
     for name, content in hub_files(native).items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -450,14 +474,14 @@ def write_hub(native, folder):
 
 
 def trained_tokens(size):
-    """All 256 bytes, and the tokens that training joins from them, in that order."""
+    """All 256 bytes, then the tokens that training makes from them."""
     merged = ["".join(merge) for merge in json.loads(trained("nanochat", size))["model"]["merges"]]
     spelled = [bytes(map(ALPHABET.__getitem__, token)) for token in dict.fromkeys(merged)]
     return [*(bytes([byte]) for byte in range(256)), *spelled]
 
 
 def odd_native(folder):
-    """Ranks that no training gives: with gaps, in any order, two tokens that nothing joins."""
+    """Ranks that no training makes: with gaps, in any order, and two tokens that no merge makes."""
     tokens = [*trained_tokens(900), b"qzqzq", b" XYZZY"]
     random.Random(1).shuffle(tokens)
     ids = random.Random(2).sample(range(3 * len(tokens)), len(tokens) + 9)
@@ -473,7 +497,7 @@ NATIVE = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Of a case: tiktoken's encoding, ours of tokenizer.pkl, and three readers of hub_files."""
+    """tiktoken's encoding, our tokenizer of tokenizer.pkl, and three tokenizers of hub_files."""
 
     @cache
     def both(case):
@@ -506,10 +530,11 @@ CHATTY = st.one_of(
 def test_hub_files_give_the_ids_of_tiktoken(both, case, text):
     encoding, native, hub, reference, transformers = both(case)
     ids = encoding.encode(text, allowed_special="all")
-    assert native.encode(text, special=True) == hub.encode(text, special=True) == ids
+    for ours in (native, hub):  # the others add no <|bos|>
+        assert ours.encode(text, add_bos=False, special=True) == ids
     assert reference.encode(text).ids == transformers(text).input_ids == ids
     plain = encoding.encode_ordinary(text)
-    assert native.encode(text) == hub.encode(text) == plain
+    assert native.encode(text, add_bos=False) == hub.encode(text, add_bos=False) == plain
     reference.encode_special_tokens = True
     assert reference.encode(text).ids == plain
     reference.encode_special_tokens = False
@@ -541,7 +566,8 @@ def test_hub_files_keep_every_token_and_name(both, case):
     encoding, native, hub, reference, transformers = both(case)
     for text in [*NASTY, *CORPUS, "".join(NASTY)]:
         ids = encoding.encode(text, allowed_special="all")
-        assert hub.encode(text, special=True) == native.encode(text, special=True) == ids
+        for ours in (native, hub):  # the others add no <|bos|>
+            assert ours.encode(text, add_bos=False, special=True) == ids
         assert reference.encode(text).ids == transformers(text).input_ids == ids
     for token, i in encoding._mergeable_ranks.items():
         assert hub.token_bytes(i) == token
@@ -550,10 +576,13 @@ def test_hub_files_keep_every_token_and_name(both, case):
         assert transformers.convert_tokens_to_ids(name) == i and i in transformers.all_special_ids
     same = ["bos_id", "chat_template", "eos_id", "special_ids", "stop_ids", "vocab_size"]
     assert [getattr(hub, name) for name in same] == [getattr(native, name) for name in same]
-    assert hub._bytes == native._bytes and hub.chat_template == chat_template.NANOCHAT_TEMPLATE
+    assert (
+        hub.codec.token_bytes == native.codec.token_bytes
+        and hub.chat_template == chat_template.NANOCHAT_TEMPLATE
+    )
     assert (transformers.bos_token_id, transformers.eos_token_id) == (hub.bos_id, hub.eos_id)
     assert transformers.pad_token_id == hub.bos_id and transformers.chat_template
-    assert (len(hub._bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
+    assert (len(hub.codec.token_bytes), hub.vocab_size) == (len(transformers), encoding.n_vocab)
 
 
 @settings(CALM, max_examples=examples(200))
@@ -571,7 +600,8 @@ def test_hub_files_give_the_ids_of_tiktoken_for_any_ranks(tmp_path_factory, toke
     hub = Tokenizer.load(write_hub(folder / "native", folder))
     reference = Reference.from_file(str(folder / "tokenizer.json"))
     for text in [*texts, *(token.decode() for token in tokens)]:
-        assert hub.encode(text) == reference.encode(text).ids == encoding.encode_ordinary(text)
+        ids = hub.encode(text, add_bos=False)  # the others add no <|bos|>
+        assert ids == reference.encode(text).ids == encoding.encode_ordinary(text)
 
 
 def test_what_hub_files_cannot_say_is_refused(tmp_path):
@@ -670,7 +700,7 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (0, 1, [1])
     assert tokenizer.encode("</s>", special=True) == [1]  # in the vocabulary only, but named
     assert tokenizer.encode("x", add_bos=True)[0] == 0 and len(tokenizer.encode("x")) == 1
-    older = {"eos_token": {"content": "<|bos|>"}}
+    older = {"eos_token": {"content": "<|start|>"}}
     tokenizer = Tokenizer.load(write(tmp_path / "b", data, special_tokens_map=older))
     assert (tokenizer.bos_id, tokenizer.stop_ids) == (None, [2])
     with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is \"</t>\""):
@@ -679,9 +709,9 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
 
 def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
     data = json.loads(trained("nanochat"))
-    data["added_tokens"].append(added("<|assistant_end|>", 900))
+    data["added_tokens"] += [added("<|bos|>", 900), added("<|assistant_end|>", 901)]
     tokenizer = Tokenizer.load(write(tmp_path, data))
-    assert tokenizer.stop_ids == [2, 900] and tokenizer.vocab_size == 901
+    assert tokenizer.stop_ids == [900, 901] and tokenizer.vocab_size == 902
 
 
 def test_an_unknown_id_is_refused(load):
@@ -695,7 +725,7 @@ def test_an_unknown_id_is_refused(load):
 
 def test_bytes_that_are_no_text_become_replacement_characters(load):
     ours, _ = load("gpt2")
-    byte = {b: i for i, b in ours._bytes.items()}
+    byte = {b: i for i, b in ours.codec.token_bytes.items()}
     ids = [byte[b"\xf0"], byte[b"a"], byte[b"\x80"]]
     assert ours.decode(ids) == b"\xf0a\x80".decode(errors="replace")
 
@@ -857,7 +887,7 @@ STATE = {"name": "x", "pat_str": "a", "mergeable_ranks": BYTES, "special_tokens"
 def test_a_pickle_with_another_state_is_refused(tmp_path):
     path = tmp_path / "tokenizer.pkl"
     path.write_bytes(pickled_encoding(STATE))
-    assert Tokenizer.load(tmp_path).encode("aba") == [97, 97]
+    assert Tokenizer.load(tmp_path).encode("aba") == [256, 97, 97]
     good = path.read_bytes()
     bad = [
         "gpt2",  # by which tiktoken itself would download an encoding

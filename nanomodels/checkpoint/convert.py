@@ -39,7 +39,7 @@ from nanomodels.checkpoint.writing import (
 )
 from nanomodels.linears.quantized import parts_of
 from nanomodels.text.files import read_json
-from nanomodels.text.tokenizer import hub_files
+from nanomodels.text.nanochat_pickle import hub_files
 
 # Files that are copied as they are.
 COMPANIONS = (

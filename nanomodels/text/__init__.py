@@ -1,1 +1,1 @@
-"""From text to ids and back."""
+"""Text to token ids and back."""

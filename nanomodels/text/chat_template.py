@@ -1,6 +1,6 @@
-"""Conversations to text: a checkpoint's chat template, in jinja2's sandbox.
+"""Chat messages to text: a checkpoint's chat template, rendered in jinja2's sandbox.
 
-The result is that of transformers 5.23.0's apply_chat_template, to the byte
+The result is equal to that of apply_chat_template in transformers 5.23.0, byte for byte
 (utils/chat_template_utils.py, tokenization_utils_base.py:3020).
 """
 
@@ -10,7 +10,7 @@ from datetime import datetime
 
 from nanomodels.text.files import one_line, read_text
 
-# nanochat writes its chat format in code: nanochat/tokenizer.py, commit 306bc38.
+# nanochat has no template. Its code writes this format: nanochat/tokenizer.py, commit 306bc38.
 NANOCHAT_TEMPLATE = """
 {%- set system = messages[0].content ~ '\\n\\n' if messages[0].role == 'system' else '' -%}
 {%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}
@@ -29,8 +29,7 @@ NANOCHAT_TEMPLATE = """
 {{- '<|assistant_start|>' if add_generation_prompt -}}
 """
 
-
-# What a template's own expressions can raise, beside jinja2's errors.
+# The errors that expressions in a template can raise, besides jinja2's own.
 TEMPLATE_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -42,7 +41,10 @@ TEMPLATE_ERRORS = (
 
 
 def read_templates(folder, config):
-    """{name: template}: files replace all that tokenizer_config.json has, as in transformers."""
+    """Return {name: template}; config: the content of tokenizer_config.json.
+
+    Template files replace all templates in the config, as in transformers.
+    """
     files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
@@ -55,9 +57,9 @@ def read_templates(folder, config):
 
 
 def render(templates, messages, tools, documents, **variables):
-    """Write a conversation as the text that the checkpoint was trained on.
+    """Return the text of a chat; called by Tokenizer.render_chat, which explains the arguments.
 
-    templates {name: text}; the rest as for Tokenizer.render_chat, which is how to call this.
+    templates: {name: text}.
     """
     name = "tool_use" if tools is not None and "tool_use" in templates else "default"
     if name not in templates:
@@ -70,7 +72,7 @@ def render(templates, messages, tools, documents, **variables):
     if not all(isinstance(entry, dict) for entry in [*(tools or ()), *(documents or ())]):
         raise ValueError("tools must be a list of JSON schemas (dicts), documents of dicts")
     messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
-    import jinja2  # here, so that a start without a chat does without it
+    import jinja2  # here, so that a program without a chat starts faster
 
     try:
         return compile_template(templates[name]).render(
@@ -84,14 +86,14 @@ def render(templates, messages, tools, documents, **variables):
 
 
 def plain(value):
-    """Copy JSON-like data, so that nothing with methods of its own comes into the sandbox."""
+    """Copy JSON-like data, so that no object with other methods gets into the sandbox."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, dict):
         return {plain(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(plain, value))
-    for kind in (str, int, float):  # an Enum's member, say: the plain value below it
+    for kind in (str, int, float):  # the value of a subclass, for example of a StrEnum's member
         if isinstance(value, kind):
             return getattr(kind, f"__{kind.__name__}__")(value)
     raise ValueError(
@@ -100,7 +102,7 @@ def plain(value):
 
 
 def alias_reasoning(message):
-    """Give the reasoning under each name that templates know it by."""
+    """Copy the reasoning of a message to both names that templates use for it."""
     fields = ("reasoning_content", "thinking", "reasoning")
     found = [message[field] for field in fields if message.get(field) is not None]
     if not found:
@@ -110,13 +112,15 @@ def alias_reasoning(message):
 
 @functools.lru_cache(maxsize=8)
 def compile_template(template):
-    """Compile in the environment of transformers 5.23.0 utils/chat_template_utils.py:567."""
+    """Compile a template in the environment of transformers 5.23.0 chat_template_utils.py:567."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %}...{% endgeneration %} marks what the assistant says; it shows as is."""
+        """{% generation %}...{% endgeneration %} marks an assistant's message for training. Here it
+        shows the text inside as it is.
+        """
 
         tags = frozenset({"generation"})
 

@@ -1,4 +1,4 @@
-"""What every reader of a checkpoint's files, and every command, needs."""
+"""Shared file and terminal helpers."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import sys
 
 
 def read_text(path):
-    """The UTF-8 text of a file; a ValueError or FileNotFoundError names the file."""
+    """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -16,7 +16,7 @@ def read_text(path):
 
 
 def read_json(path, kind=dict):
-    """The object, or with kind=list the list, that a JSON file holds."""
+    """Return the content of a JSON file, which must be an object, or with kind=list a list."""
     text = read_text(path)
     try:
         content = json.loads(text)
@@ -29,14 +29,14 @@ def read_json(path, kind=dict):
 
 
 def say(line, end="\n"):
-    """Write to stderr; that it is closed or full is no reason to lose the text on stdout."""
+    """Write a line to stderr. A closed or full stderr must not stop the program."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(line, end=end, file=sys.stderr, flush=True)
 
 
 def state_of(path):
-    """What changes when a file does; None where there is none."""
+    """Return values that change when a file changes; None if there is no such file."""
     try:
         found = path.stat()
     except OSError:
@@ -45,5 +45,12 @@ def state_of(path):
 
 
 def one_line(error):
-    """An exception's message without its line breaks."""
+    """Return the message of an exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def refusal(path, key, found, supported):
+    """Return the ValueError for a value in a file that is not supported here."""
+    found = json.dumps(found, ensure_ascii=False)
+    found = found if len(found) < 300 else found[:300] + "..."
+    return ValueError(f"{path}: {key} is {found}, which is not supported; supported: {supported}")

@@ -2,14 +2,14 @@
 
     text --normalise--> ▁text▁with▁bars --split at ▁--> words --merge, lowest rank first--> ids
 
-SentencePiece merges characters and tiktoken bytes. With these ranks both take the same steps:
+SentencePiece merges characters, tiktoken merges bytes. With these ranks both merge alike:
 
-    0 ..       the 256 bytes
-    then       the beginnings of each character that a piece holds, so that these come first: its
-               bytes join one by one, and never with those of another character
+    first      the 256 bytes
+    then       the UTF-8 prefixes of each character in a piece, so that the bytes of a character
+               merge first, and never with those of another character
     then       the pieces of several characters, in the order of their scores or merges
 
-A character whose bytes do not join, or that is no piece by itself, comes out as `<0xXX>` pieces.
+A character that is in no piece, or that is no piece by itself, becomes `<0xXX>` pieces.
 Sources: sentencepiece 0.2.3 bpe_model.cc, normalizer.cc, sentencepiece_processor.cc;
 tokenizers 0.23 models/bpe, pre_tokenizers/metaspace.rs, decoders/byte_fallback.rs.
 """
@@ -24,102 +24,75 @@ from itertools import chain, pairwise
 
 from tiktoken import Encoding
 
-from nanomodels.text import chat_template
-from nanomodels.text.files import one_line
-from nanomodels.text.tokenizer import (
-    WHITESPACE,
-    Tokenizer,
-    add_named,
-    find,
-    live_merges,
-    read_config,
-    read_names,
-    read_prefix,
-    refusal,
-)
+from nanomodels.text.bpe import WHITESPACE, Vocabulary, live_merges
+from nanomodels.text.chat_template import read_templates
+from nanomodels.text.files import one_line, refusal
+from nanomodels.text.tokenizer_config import add_named, read_config, read_names
 
-BAR = "▁"  # U+2581, what a space is in a piece; one in the text becomes a space, too
+BAR = "▁"  # U+2581 means a space in a piece; a ▁ in the text also becomes a space
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # what tokenizers reads as a byte; it writes A to F
 
 
-class SentencePiece(Tokenizer):
-    """A `Tokenizer` over pieces; a .model file's user-defined symbols are found in every text.
+class SentencePiece:
+    """The codec for pieces. Added tokens cut a text into parts; each part is normalised alone."""
 
-    Where encode(special=True) cuts a text, each part is normalised as a text of its own.
-    """
-
-    def __init__(self, encoding, ids_of_ranks, texts, byte_of, *args, prefix, normalise, symbols,
-                 always, prepend, stream):  # fmt: skip
-        """ids_of_ranks: a tuple of ids for each rank; texts {id: piece}; byte_of {id: byte}.
-
-        symbols {text: entry of added} to look for in normalised text, always or with special only;
-        prepend: a Metaspace's "always", "first" or "never", else None; stream: what starts one.
+    def __init__(
+        self,
+        encoding,
+        ids_of_ranks,
+        texts,
+        byte_of,
+        *,
+        normalise,
+        prepend,
+        symbols_everywhere,
+        new_stream,
+    ):
+        """ids_of_ranks: a tuple of ids for each rank; texts {id: piece}; byte_of {id: byte};
+        normalise: a function of the text; prepend: the prepend_scheme of a Metaspace, or None;
+        new_stream: a stream class, to be called with texts, byte_of and the hidden ids.
         """
+        self.encoding, self.ids_of_ranks = encoding, ids_of_ranks
+        self.texts, self.byte_of = Vocabulary(texts), byte_of
         token_bytes = {i: text.replace(BAR, " ").encode() for i, text in texts.items()}
-        token_bytes |= {i: bytes([byte]) for i, byte in byte_of.items()}
-        super().__init__(encoding, token_bytes, *args, ids_of_ranks=ids_of_ranks, prefix=prefix)
-        self._texts, self._byte_of, self._new_stream = texts, byte_of, stream
-        self._normalise, self._prepend = normalise, prepend
-        self._symbols, self._always = find(symbols), always
+        self.token_bytes = Vocabulary(token_bytes | {i: bytes([b]) for i, b in byte_of.items()})
+        self.normalise, self.prepend = normalise, prepend
+        self.symbols_everywhere, self.new_stream = symbols_everywhere, new_stream
 
-    def _split(self, text, special):
-        cut = []
-        for part in self._split_by(self._finders[0], text) if special else [text]:
-            if isinstance(part, str):
-                part = self._normalise(part)
-                look = special or self._always
-                cut += self._split_by(self._symbols, part) if look else [part]
-            else:
-                cut.append(part)
-        if self._prepend:  # as Metaspace does, in each part; "first" means the text's beginning
-            where = {"always": len(cut), "first": 1, "never": 0}[self._prepend]
-            for n, part in enumerate(cut):
-                if isinstance(part, str) and part:
-                    bar = BAR if n < where and part[0] not in (" ", BAR) else ""
-                    cut[n] = bar + part.replace(" ", BAR)
-        return cut
+    def encode(self, text, first):
+        """Return the ids of a normalised piece of text."""
+        if self.prepend and text:  # as Metaspace does
+            wanted = self.prepend == "always" or (self.prepend == "first" and first)
+            bar = BAR if wanted and text[0] not in (" ", BAR) else ""
+            text = bar + text.replace(" ", BAR)
+        ids_of_ranks = self.ids_of_ranks
+        return [i for rank in self.encoding.encode_ordinary(text) for i in ids_of_ranks[rank]]
 
-    def _encode_text(self, text):
-        ids_of_ranks = self._ids_of_ranks
-        return [i for rank in self._encoding.encode_ordinary(text) for i in ids_of_ranks[rank]]
-
-    def decode(self, ids, *, skip_special=False):
-        """Turn ids into text as the reference does. ValueError for an unknown id.
-
-        skip_special leaves out the special tokens.
-        """
-        stream = self.stream(skip_special=skip_special)
-        return "".join([*map(stream.push, ids), stream.finish()])
-
-    def _stream(self, hidden):
-        return self._new_stream(self, hidden)
+    def stream(self, hidden):
+        return self.new_stream(self.texts, self.byte_of, hidden)
 
 
 class ModelStream:
-    """Ids in, text out, as sentencepiece decodes: each wrong byte is a U+FFFD of its own."""
+    """Ids in, text out, as sentencepiece decodes: each wrong byte becomes one U+FFFD."""
 
-    def __init__(self, tokenizer, hidden, *, drop):
-        """hidden: the ids to leave out.
-
-        drop: how many ▁ go where nothing stands before them: 0, 1, or math.inf (1 a piece).
-        """
-        self._tokenizer, self._hidden, self._drop = tokenizer, hidden, drop
+    def __init__(self, texts, byte_of, hidden, *, drop):
+        """drop: how many ▁ are dropped at the start of the text, at most one for each piece."""
+        self._texts, self._byte_of, self._hidden, self._drop = texts, byte_of, hidden, drop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def push(self, token):
-        """Take one id, give the text that it completes: "" within a character."""
-        tokenizer = self._tokenizer
-        spelled = tokenizer.token_bytes(token)  # refuses an unknown id
-        if token in tokenizer._byte_of:
-            return self._show(self._utf8.decode(spelled))
+        """Take one id; return the text that it completes, "" within a character."""
+        piece = self._texts[token]
+        if token in self._byte_of:
+            return self._show(self._utf8.decode(bytes([self._byte_of[token]])))
         before = self.finish()
-        piece = "" if token in self._hidden else tokenizer._texts[token]
+        piece = "" if token in self._hidden else piece
         if self._drop and piece.startswith(BAR):
             piece, self._drop = piece[1:], self._drop - 1
         return before + self._show(piece.replace(BAR, " "))
 
     def finish(self):
-        """Give what an unfinished character leaves: U+FFFD or nothing."""
+        """Return what an unfinished character leaves: U+FFFD or nothing."""
         return self._show(self._utf8.decode(b"", final=True))
 
     def _show(self, text):
@@ -128,33 +101,31 @@ class ModelStream:
 
 
 class HubStream:
-    """Ids in, text out, as tokenizers decodes: one wrong byte makes all bytes beside it U+FFFD.
+    """Ids in, text out, as tokenizers decodes: a wrong byte makes its whole run of bytes U+FFFD.
 
-    So a run of `<0xXX>` pieces is given out when it has ended.
+    So the text of a run of `<0xXX>` pieces is returned when the run has ended.
     """
 
-    def __init__(self, tokenizer, hidden, *, strip, drop):
-        """hidden: the ids to leave out.
-
-        strip: how many spaces to take off the text; drop: whether its first piece has no ▁.
+    def __init__(self, texts, byte_of, hidden, *, strip, drop):
+        """strip: how many spaces to remove at the start of the text; drop: whether ▁ in the first
+        piece becomes nothing.
         """
-        self._tokenizer, self._hidden = tokenizer, hidden
+        self._texts, self._byte_of, self._hidden = texts, byte_of, hidden
         self._strip, self._drop, self._run = strip, drop, bytearray()
 
     def push(self, token):
-        """Take one id, give the text that it completes: "" for a byte."""
-        tokenizer = self._tokenizer
-        spelled = tokenizer.token_bytes(token)  # refuses an unknown id
+        """Take one id; return the text that it completes, "" for a byte."""
+        piece = self._texts[token]
         if token in self._hidden:
             return ""
         space, self._drop = "" if self._drop else " ", False
-        if token in tokenizer._byte_of:
-            self._run += spelled
+        if token in self._byte_of:
+            self._run.append(self._byte_of[token])
             return ""
-        return self.finish() + self._show(tokenizer._texts[token].replace(BAR, space))
+        return self.finish() + self._show(piece.replace(BAR, space))
 
     def finish(self):
-        """Give the bytes that no piece came after."""
+        """Return the text of the last run of bytes."""
         run, self._run = self._run, bytearray()
         try:
             return self._show(run.decode())
@@ -168,7 +139,7 @@ class HubStream:
 
 
 def read_bytes(path, vocab):
-    """Give {id: byte} of the pieces that stand for bytes."""
+    """Return {id: byte} for the pieces `<0xXX>`."""
     names = [f"<0x{byte:02X}>" for byte in range(256)]
     if missing := [name for name in names if name not in vocab]:
         raise refusal(path, "model.byte_fallback without the pieces", missing, "all 256 of them")
@@ -176,10 +147,10 @@ def read_bytes(path, vocab):
 
 
 def build(path, characters, pieces, byte_of, *, split=False):
-    """Give tiktoken's Encoding and, for each of its ranks, the tuple of ids.
+    """Return tiktoken's Encoding and, for each of its ranks, the tuple of ids.
 
-    characters {character: id, or None for one that is no piece itself}; pieces {piece: id} of
-    several characters, in the order in which they are made; split: whether each ▁ begins a word.
+    characters {character: id, or None if it is no piece by itself}; pieces {piece: id} of several
+    characters, in the order of their merges; split: whether each ▁ begins a word.
     """
     byte_ids = {byte: i for i, byte in byte_of.items()}
     ranks = {bytes([byte]): byte for byte in range(256)}
@@ -195,7 +166,7 @@ def build(path, characters, pieces, byte_of, *, split=False):
     for piece, i in pieces.items():
         ranks[piece.encode()] = len(ranks)
         ids_of_ranks.append((i,))
-    # Short words are faster; no piece may lie across the border of two.
+    # Short words are faster, but no piece may cross the border between two words.
     if split or not any(BAR in piece[1:] for piece in pieces):
         words = f"{BAR}[^{BAR}]*|[^{BAR}]+"
     elif not any(BAR in piece.lstrip(BAR) for piece in pieces):
@@ -209,50 +180,42 @@ def build(path, characters, pieces, byte_of, *, split=False):
 # --- the Hub's tokenizer.json ---
 
 
-def read_hub(folder, path, data, pairs, added, names):
-    """Read a tokenizer.json with model.byte_fallback; tokenizer.read_hub has read these of it:
-
-    pairs: model.merges; added: added_tokens; names: those of the files beside it.
-    """
-    vocab = data["model"]["vocab"]
+def from_hub(hub):
+    """Return the SentencePiece codec of a hub_json.HubJson with byte_fallback."""
+    path, data, vocab = hub.path, hub.data, hub.vocab
     byte_of = read_bytes(path, vocab)
     if data["model"].get("ignore_merges"):
         raise refusal(path, "model.ignore_merges", True, "false where byte_fallback is true")
-    parts = set(chain.from_iterable(pairs))
+    parts = set(chain.from_iterable(hub.pairs))
     if joined := [part for part in parts if vocab.get(part) in byte_of]:
         raise refusal(path, "model.merges", joined[:3], "merges of other pieces than <0xXX>")
     normalise = read_normalizer(path, data.get("normalizer"))
     prepend, split = read_metaspace(path, data.get("pre_tokenizer"))
-    stream, fall_back = read_decoder(path, data.get("decoder"))
-    names_only = {token["content"] for token in added}
-    symbols = {token["content"]: token for token in added if token.get("normalized")}
+    new_stream, fall_back = read_decoder(path, data.get("decoder"))
+    names_only = {token["content"] for token in hub.added}
+    symbols = [token["content"] for token in hub.added if token.get("normalized")]
     if changed := [name for name in symbols if normalise(name) != name]:
         # tokenizers finds and shows such a token by its normalised name, but hides it by its own.
         raise refusal(path, "normalizer", changed[:3], "one that leaves added tokens as they are")
 
     characters = {p: None if p in names_only else i for p, i in vocab.items() if len(p) == 1}
-    live = live_merges(path, vocab, pairs, (), characters)[len(characters) :]
+    live = live_merges(path, vocab, hub.pairs, (), characters)[len(characters) :]
     pieces = {piece: vocab[piece] for piece in live if piece not in names_only}
     texts = {i: piece for piece, i in vocab.items()}
-    texts |= {token["id"]: token["content"] for token in added}
+    texts |= {token["id"]: token["content"] for token in hub.added}
     return SentencePiece(
         *build(path, characters, pieces, byte_of, split=split),
         texts,
         {i: int(t[3:5], 16) for i, t in texts.items() if fall_back and BYTE.fullmatch(t)},
-        added,
-        names,
-        chat_template.read_templates(folder, read_config(folder)),
-        prefix=read_prefix(path, data.get("post_processor")),
         normalise=normalise,
-        symbols=symbols,
-        always=False,
         prepend=prepend,
-        stream=stream,
+        symbols_everywhere=False,
+        new_stream=new_stream,
     )
 
 
 def read_normalizer(path, normalizer):
-    """Give what a normalizer does, as a function of the text."""
+    """Return the normalizer as a function of the text."""
     steps = []
     for step in [] if normalizer is None else normalizer.get("normalizers", [normalizer]):
         match step:
@@ -276,7 +239,7 @@ def read_normalizer(path, normalizer):
 
 
 def read_metaspace(path, pre_tokenizer):
-    """Give the prepend_scheme (None: no Metaspace), and whether ▁ always begins a word."""
+    """Return the prepend_scheme (None: no Metaspace) and whether ▁ always begins a word."""
     if pre_tokenizer is None:
         return None, False
     match {"prepend_scheme": "always", "split": True} | pre_tokenizer:
@@ -296,7 +259,7 @@ def read_metaspace(path, pre_tokenizer):
 
 
 def read_decoder(path, decoder):
-    """Give what starts a stream, and whether `<0xXX>` pieces become bytes again."""
+    """Return what makes a stream, and whether `<0xXX>` pieces become bytes again."""
     space = {"type": "Replace", "pattern": {"String": BAR}, "content": " "}
     fall_back, fuse = {"type": "ByteFallback"}, {"type": "Fuse"}
     match None if decoder is None else decoder.get("decoders", [decoder]):
@@ -318,11 +281,11 @@ def read_decoder(path, decoder):
         "decoder",
         decoder,
         "Sequence of Replace ▁ by a space, ByteFallback, Fuse and, if wanted, Strip of spaces at "
-        "the start; or Metaspace with ByteFallback behind it, or alone",
+        "the start; or Metaspace, with or without ByteFallback after it",
     )
 
 
-# --- SentencePiece's own file; the numbers are those of its sentencepiece_model.proto ---
+# --- SentencePiece's .model file; field numbers as in sentencepiece_model.proto ---
 
 MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE_PIECE = 1, 2, 3, 4, 6
@@ -330,7 +293,7 @@ NAMES = {"bos_token": (46, b"<s>"), "eos_token": (47, b"</s>"), "pad_token": (48
 
 
 def read_model(folder, path):
-    """Read a .model file, with the names and templates of the files beside it."""
+    """Read a .model file and the files beside it; return what Tokenizer takes."""
     parts = {1: [], 2: [], 3: [], 5: []}
     try:
         for number, value in fields(path.read_bytes()):
@@ -345,7 +308,7 @@ def read_model(folder, path):
             for n in (2, 3, 5)
         )
         if not (listed and trainer and normalizer):
-            raise ValueError("it ends before its pieces, trainer_spec and normalizer_spec do")
+            raise ValueError("it lacks pieces, trainer_spec or normalizer_spec")
         rule = normalizer.get(1, b"").decode()
         unknown = trainer.get(44, " ⁇ ".encode()).decode()
         names = {key: (trainer.get(n) or name).decode() for key, (n, name) in NAMES.items()}
@@ -372,7 +335,7 @@ def read_model(folder, path):
     made = sorted((-score, piece) for piece, score, kind in listed if kind == NORMAL and piece[1:])
     for key, found in (
         ("a piece that is empty or has a NUL", [p for p in vocab if not p or "\0" in p]),
-        ("a piece that stands twice", [p for i, (p, _, _) in enumerate(listed) if vocab[p] != i]),
+        ("a piece that occurs twice", [p for i, (p, _, _) in enumerate(listed) if vocab[p] != i]),
         ("a score that another piece has", [b for a, b in pairwise(made) if not a[0] < b[0]]),
         ("a control piece of one character", [p for p in kinds[CONTROL] if not p[1:]]),
         ("a user-defined piece with a space", [p for p in kinds[USER_DEFINED] if " " in p]),
@@ -385,8 +348,8 @@ def read_model(folder, path):
     characters |= {piece: i for piece, i in kinds[NORMAL].items() if not piece[1:]}
     pieces = {piece: vocab[piece] for _, piece in made}
     encoding, ids_of_ranks = build(path, characters, pieces, byte_of)
-    # tiktoken takes a word that is a piece as it is, so none that no merges make may stay. NUL
-    # joins with nothing: with it behind, a piece is merged.
+    # tiktoken takes a whole word that is a piece without merging, so pieces that no merges make
+    # must go. To find them, each piece is merged with a NUL after it, which merges with nothing.
     reached = {
         piece: i
         for piece, i in pieces.items()
@@ -397,35 +360,30 @@ def read_model(folder, path):
 
     config = read_config(folder)
     added = [{"id": i, "content": piece, "special": True} for piece, i in kinds[CONTROL].items()]
-    symbols = {
-        piece: {"id": i, "content": piece, "normalized": True}
-        for piece, i in kinds[USER_DEFINED].items()
-    }
-    added += symbols.values()
+    added += [
+        {"id": i, "content": piece, "normalized": True} for piece, i in kinds[USER_DEFINED].items()
+    ]
     names = {key: name for key, name in names.items() if name in kinds[CONTROL]}
-    names |= read_names(folder)
+    names |= read_names(folder, config)
     add_named(folder, path, vocab, added, names)
     tidy, bar = bool(normalizer.get(4, 1)), BAR if normalizer.get(3, 1) else ""
-    with_bos = config.get("add_bos_token") and "bos_token" in names
-    return SentencePiece(
+    codec = SentencePiece(
         encoding,
         ids_of_ranks,
         {i: piece for piece, i in vocab.items()} | dict.fromkeys(kinds[UNKNOWN].values(), unknown),
         byte_of,
-        added,
-        names,
-        chat_template.read_templates(folder, config),
-        prefix=[vocab[names["bos_token"]]] if with_bos else (),
         normalise=partial(normalise, bar=bar, tidy=tidy),
-        symbols=symbols,
-        always=True,
         prepend=None,
-        stream=partial(ModelStream, drop=math.inf if tidy else len(bar)),
+        symbols_everywhere=True,
+        new_stream=partial(ModelStream, drop=math.inf if tidy else len(bar)),
     )
+    with_bos = config.get("add_bos_token") and "bos_token" in names
+    prefix = [vocab[names["bos_token"]]] if with_bos else []
+    return codec, added, names, read_templates(folder, config), prefix
 
 
 def normalise(text, bar, tidy):
-    """Give what sentencepiece merges: bar goes before a text; tidy takes needless spaces off."""
+    """Return the text that sentencepiece merges, with `bar` first; tidy removes extra spaces."""
     if tidy:
         text = re.sub(" +", " ", text.lstrip(" "))
     if text:
@@ -434,7 +392,7 @@ def normalise(text, bar, tidy):
 
 
 def fields(data):
-    """Yield the number and the value of each field of a protobuf message: an int, or bytes."""
+    """Yield number and value (int or bytes) of each field of a protobuf message."""
     at = 0
     while at < len(data):
         tag, at = read_varint(data, at)
@@ -449,7 +407,7 @@ def fields(data):
 
 
 def read_varint(data, at):
-    """Give the number at a place, seven bits a byte, and the place behind it."""
+    """Return the number at an offset, seven bits a byte, and the offset after it."""
     if at < len(data) and data[at] < 128:  # most are one byte
         return data[at], at + 1
     value = 0
