@@ -334,10 +334,10 @@ class Row:
     """One text in the making."""
 
     def __init__(self, tokenizer, stop, prompt, room):
-        from nanomodels.generation.decoding import Splitter, TextStream
+        from nanomodels.generation.stream import ReasoningSplitter, TextStream
 
         self.room = room  # tokens until the context is full
-        self.splitter = None if prompt.thinking is None else Splitter(prompt.thinking)
+        self.splitter = None if prompt.thinking is None else ReasoningSplitter(prompt.thinking)
         self.stream = TextStream(tokenizer, stop, self.splitter)
         self.text = ""  # of the answer
         self.tokens = []

@@ -12,8 +12,8 @@ from test_tokenizer import family_131072
 from transformers.generation import logits_process as theirs
 
 import nanomodels
-from nanomodels.generation.decoding import Splitter, TextStream
 from nanomodels.generation.sampling import Sampler, draw
+from nanomodels.generation.stream import ReasoningSplitter, TextStream
 from nanomodels.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -287,7 +287,7 @@ def test_text_ends_before_the_first_stop_string_and_never_shows_part_of_it(text,
 
 
 def split(text, opened):
-    """What a Splitter has to give for a whole text: reasoning, answer, and whether that began."""
+    """(reasoning, answer, whether there is an answer) of a whole text."""
     if not opened:
         if not text.lstrip().startswith("<think>"):
             return "", text, True
@@ -303,7 +303,7 @@ MARKS = ["<think>", "</think>", "<", "</", "thi", "nk>", " ", "\n", "a", "é🙂
 @given(st.lists(st.sampled_from(MARKS), max_size=12).map("".join), st.booleans(), st.data())
 def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opened, data):
     reasoning, answer, answered = split(text, opened)
-    splitter, shown, rest = Splitter(opened), "", text
+    splitter, shown, rest = ReasoningSplitter(opened), "", text
     while rest:
         size = data.draw(st.integers(1, 4))
         shown += splitter.push(rest[:size])
@@ -317,21 +317,21 @@ def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opene
 
 
 def test_reasoning_and_answer_come_as_soon_as_they_are_certain():
-    splitter = Splitter(opened=True)
+    splitter = ReasoningSplitter(opened=True)
     said = []
     for piece in ("ab", "c<", "/th", "x ", "</thin", "k>", "\n", " d", " </think>"):
         said.append((splitter.push(piece), splitter.reasoning))
     assert [answer for answer, _ in said] == ["", "", "", "", "", "", "", "d", " </think>"]
     thought = ["ab", "abc", "abc", "abc</thx ", *["abc</thx "] * 5]
     assert [reasoning for _, reasoning in said] == thought
-    splitter = Splitter()
+    splitter = ReasoningSplitter()
     assert [splitter.push(piece) for piece in (" ", "<th", "at", "<think>")] == [
         "", "", " <that", "<think>"
     ]  # fmt: skip
 
 
 def test_a_stop_string_counts_in_the_answer_alone():
-    stream = TextStream(Letters(), ["."], Splitter(opened=True))
+    stream = TextStream(Letters(), ["."], ReasoningSplitter(opened=True))
     text = "".join(stream.push(ord(letter)) for letter in "One. Two.</think> Three. Four.")
     assert (text, stream.splitter.reasoning, stream.stopped) == ("Three", "One. Two.", True)
 
@@ -341,7 +341,7 @@ def test_a_text_that_ends_within_a_mark_keeps_it():
         (False, " <thi", "", " <thi"),
         (True, "a</th", "a</th", ""),
     ):
-        stream = TextStream(Letters(), ["x"], Splitter(opened))
+        stream = TextStream(Letters(), ["x"], ReasoningSplitter(opened))
         assert "".join(map(stream.push, map(ord, text))) == ""
         assert (stream.finish(), stream.splitter.reasoning) == (answer, reasoning)
 
@@ -351,7 +351,7 @@ def test_the_end_of_reasoning_is_seen_as_one_token_or_as_several(tmp_path, speci
     tokenizer = Tokenizer.load(family_131072(tmp_path, "nemotron-3"))
     ids = tokenizer.encode("é<SPECIAL_99></think>\n\n日本<tool_call>x", special=special)
     assert (13 in ids) == special
-    stream = TextStream(tokenizer, (), Splitter(opened=True))
+    stream = TextStream(tokenizer, (), ReasoningSplitter(opened=True))
     text = "".join([*map(stream.push, ids), stream.finish()])
     assert text == "日本<tool_call>x"
     assert stream.splitter.reasoning == ("é" if special else "é<SPECIAL_99>")

@@ -18,6 +18,7 @@ from itertools import takewhile
 import torch
 
 from nanomodels.generation import cuda_graph as graph
+from nanomodels.generation.drafts import PromptLookup, decode_with_drafts
 from nanomodels.generation.sampling import Sampler
 
 PIECE = 512  # most columns of a prompt that one call is given
@@ -49,9 +50,9 @@ def generate(
     padded to more, keeps the ids from there on from being given out. A cache may be passed that
     holds the first tokens of ids already: only the rest is fed, and afterwards it holds what was.
 
-    draft_lookup, if not 0, is the most tokens that are drafted at once (see Lookup; 8 to 16 pay on
-    a CPU) for one call of the model to check. Text and cache become what they are without, though
-    in bfloat16 a call with several tokens rounds otherwise than calls with one, and a close choice
+    draft_lookup, if not 0, is the most tokens that are drafted at once (see PromptLookup; 8 to 16
+    pay on a CPU) for one call of the model to check. Text and cache become what they are without,
+    though in bfloat16 a call with several tokens rounds otherwise than calls with one, and a close choice
     may fall otherwise. on_draft(drafted, accepted), if given, is called after each draft. Where
     the iterator is left before its end, close() it before the cache is used. cuda_graph has each
     token computed by a CUDA graph (see cuda_graph.py), without drafts and quantised experts; in
@@ -134,7 +135,7 @@ def generate_batch(
         graph.check(model)
         if draft_lookup:
             raise ValueError("cuda_graph and draft_lookup do not go together")
-    lookup = Lookup(prompts[0], draft_lookup, on_draft) if draft_lookup else None
+    lookup = PromptLookup(prompts[0], draft_lookup, on_draft) if draft_lookup else None
     seed = secrets.randbits(32) if seed is None else seed
     sampler = Sampler([seed + j for _ in prompts for j in range(num_samples)], **sampling)
     stop_ids = frozenset(model.stop_ids if stop_ids is None else stop_ids)
@@ -205,7 +206,7 @@ def steps(
         cache.reorder(rows)
 
     if lookup is not None:
-        yield from drafted_steps(
+        yield from decode_with_drafts(
             model, logits, seen, limits[0], sampler, stop_ids, vocab_size, cache, lookup
         )
         return
@@ -229,213 +230,3 @@ def steps(
             if seen is not None:
                 seen.scatter_(1, tokens[:, None], True)
             logits = call(tokens[:, None])[:, -1, :vocab_size]
-
-
-class Lookup:
-    """Guesses how a text goes on: as it did the last time that it had its last few tokens.
-
-    Every token of the text is guessed, drafted or not, so how well it can be guessed shows at no
-    cost. A draft is one token longer than the run of right guesses before it, so a copy is soon
-    drafted at full length, and one that did not pay makes the next wait for a longer run: a text
-    that only seems to repeat itself is left alone.
-    """
-
-    SIZES = 3, 2  # tokens that are looked up, the first that are found
-    # Part of a draft that must be right: a token more in a call costs 1/25 of the call (d20 shape,
-    # bfloat16, CPU), up to 2/5 where each token reads experts of its own (Nemotron-3 Nano).
-    PAYS = 1 / 4
-    LONGEST_WAIT = 6
-
-    def __init__(self, ids, most, on_draft=None):
-        self.most, self.on_draft = most, on_draft
-        self.text = []
-        self.after = {}  # a few tokens: where in the text stands what came after them the last time
-        self.source = None  # where in the text stands the guess for the next token
-        self.run = 0  # guesses in a row that were right
-        self.wait = 0  # the run that a draft needs
-        for token in ids:
-            self.push(token)
-
-    def push(self, token):
-        """Add the next token of the text."""
-        here = len(self.text)
-        if self.source is not None and self.text[self.source] == token:
-            self.run, self.source = self.run + 1, self.source + 1
-        else:
-            self.run, self.source = 0, None
-        for size in self.SIZES:
-            if here >= size:
-                self.after[tuple(self.text[here - size :])] = here
-        self.text.append(token)
-        if self.source is None:
-            ends = (tuple(self.text[-size:]) for size in self.SIZES)
-            self.source = next((self.after[end] for end in ends if end in self.after), None)
-
-    def draft(self, room):
-        """The tokens that may come next, at most `room` of them and often none."""
-        if self.source is None or self.run < self.wait:
-            return []
-        period = len(self.text) - self.source  # what is copied may go on into the copy
-        length = min(self.most, self.run + 1, room)
-        return [self.text[self.source + i % period] for i in range(length)]
-
-    def learn(self, drafted, accepted):
-        """Note how many tokens of a draft were right."""
-        if drafted == 0:
-            return
-        paid = accepted >= self.PAYS * drafted
-        self.wait = max(self.wait - 1, 0) if paid else min(self.wait + 1, self.LONGEST_WAIT)
-        if self.on_draft is not None:
-            self.on_draft(drafted, accepted)
-
-
-def drafted_steps(model, logits, seen, limit, sampler, stop_ids, vocab_size, cache, lookup):
-    """`steps` from the prompt's logits on, for one row, with drafts from a Lookup.
-
-    Every token is chosen from the model's logits as in `steps`, by the same random numbers. A draft
-    saves a call where the token chosen is the one drafted: the logits behind it are there already.
-    While tokens of a draft are given out the cache is ahead of them; at the end it is put right.
-    """
-    text, prompt = lookup.text, len(lookup.text)
-    savepoint, draft, accepted = cache.savepoint(), [], 0
-    try:
-        for left in reversed(range(limit)):  # so many tokens may follow this one
-            token = int(sampler(logits[accepted : accepted + 1], seen))
-            lookup.push(token)
-            if token in stop_ids:
-                yield [None]
-                return
-            yield [token]
-            if seen is not None:
-                seen[0, token] = True
-            if draft[accepted : accepted + 1] == [token]:
-                accepted += 1
-            elif left > 0:
-                lookup.learn(len(draft), accepted)
-                rollback_to(cache, savepoint, len(text) - 1)
-                new = text[cache.length :]
-                # No further than the text and the cache may go, nor what a call is to be given.
-                room = min(left - 1, cache.max_length - len(text), lookup.most + 1 - len(new))
-                draft, accepted, savepoint = lookup.draft(room), 0, cache.savepoint()
-                ids = torch.tensor([new + draft], device=cache.positions.device)
-                logits = model(ids, cache=cache, logits_to_keep=len(draft) + 1)[0, :, :vocab_size]
-    finally:
-        # However it ended: a cache that holds all tokens but the last, or but the stop id.
-        lookup.learn(len(draft), accepted)
-        held = max(len(text) - 1, prompt)
-        rollback_to(cache, savepoint, held)
-        if new := text[cache.length : held]:
-            model(torch.tensor([new], device=cache.positions.device), cache=cache, logits_to_keep=1)
-
-
-def rollback_to(cache, savepoint, length):
-    """Keep at most the first `length` tokens of the cache.
-
-    A cache with SSM states goes back to the savepoint, so it may keep fewer: the rest must be part
-    of the next call.
-    """
-    if cache.length > length:
-        if cache.has_ssm:
-            cache.rollback(savepoint)
-        else:
-            cache.truncate(length)
-
-
-# Special tokens without which a text makes no sense; all others are left out of it.
-OPEN, CLOSE = "<think>", "</think>"
-MARKUP = (OPEN, CLOSE, "<tool_call>", "</tool_call>", "<TOOLCALL>", "</TOOLCALL>")
-
-
-class TextStream:
-    """Tokens in, text out as soon as it is certain: whole characters, and no part of a stop string.
-
-    stop is a list of strings; the text ends before the first that appears, and `stopped` says so.
-    With a Splitter the text is the answer alone, and stop strings count from its beginning on.
-    """
-
-    def __init__(self, tokenizer, stop=(), splitter=None):
-        self.decoder = tokenizer.stream(keep=MARKUP)
-        self.splitter = splitter
-        self.stop = [text for text in stop if text]
-        self.held = ""  # may yet become a stop string
-        self.stopped = False
-
-    def push(self, token):
-        """The text that is certain now that `token` has come."""
-        text = self.decoder.push(token)
-        return self.release(self.splitter.push(text) if self.splitter else text)
-
-    def finish(self):
-        """The rest, once no token is to come."""
-        text = self.decoder.finish()
-        if self.splitter:
-            text = self.splitter.push(text) + self.splitter.finish()
-        text = self.release(text)
-        text, self.held = text + self.held, ""
-        return text
-
-    def release(self, text):
-        if self.stopped:
-            return ""
-        self.held += text
-        starts = [at for at in map(self.held.find, self.stop) if at >= 0]
-        if starts:
-            self.stopped = True
-            text, self.held = self.held[: min(starts)], ""
-            return text
-        cut = len(self.held) - begun(self.held, self.stop)
-        text, self.held = self.held[:cut], self.held[cut:]
-        return text
-
-
-def begun(text, marks):
-    """The length of the longest end of a text that is the beginning, but no more, of a mark."""
-    lengths = (n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n]))
-    return max(lengths, default=0)
-
-
-class Splitter:
-    """Text in, the answer's part of it out; what the model thinks before it goes to `reasoning`.
-
-    A text is reasoning up to </think> if it begins with <think>, or if that stands in the prompt
-    already (opened); the white space behind </think> belongs to neither. `state` is "start",
-    "reasoning", "gap" or "answer"; one that is "reasoning" at the end has no answer.
-    """
-
-    def __init__(self, opened=False):
-        self.state = "reasoning" if opened else "start"
-        self.reasoning = ""  # so far
-        self.held = ""  # may yet become a mark
-
-    def push(self, text):
-        """The part of the answer that is certain now that `text` has come."""
-        self.held += text
-        if self.state == "start":
-            start = self.held.lstrip()
-            if start.startswith(OPEN):
-                self.state, self.held = "reasoning", start.removeprefix(OPEN)
-            elif not OPEN.startswith(start):
-                self.state = "answer"
-        if self.state == "reasoning":
-            before, mark, after = self.held.partition(CLOSE)
-            if mark:
-                self.state = "gap"
-            else:
-                cut = len(self.held) - begun(self.held, [CLOSE])
-                before, after = self.held[:cut], self.held[cut:]
-            self.reasoning, self.held = self.reasoning + before, after
-        if self.state == "gap":
-            self.held = self.held.lstrip()
-            if self.held:
-                self.state = "answer"
-        if self.state != "answer":
-            return ""
-        text, self.held = self.held, ""
-        return text
-
-    def finish(self):
-        """The rest of the answer, once no text is to come."""
-        rest, self.held = self.held, ""
-        if self.state == "reasoning":
-            self.reasoning, rest = self.reasoning + rest, ""
-        return rest
