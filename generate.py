@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanomodels.text.files import one_line, read_json, read_text, say
@@ -128,7 +128,6 @@ def run(args):
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.loading import left_out
     from nanomodels.cpu import keep_memory
-    from nanomodels.generation.sampling import Sampler
     from nanomodels.linears.quantized import parameter_count
     from nanomodels.nanochat import GENERATION_CONFIG
 
@@ -147,10 +146,7 @@ def run(args):
     path = args.model / "generation_config.json"
     native = args.model.is_dir() and not (args.model / "config.json").is_file()
     defaults = read_json(path) if path.is_file() else GENERATION_CONFIG if native else {}
-    settings = generation_settings(args, defaults)
-    # Bad settings are found here, before a large model is read.
-    sampling = {k: v for k, v in settings.items() if k not in ("max_new_tokens", "seed")}
-    Sampler([settings["seed"], settings["seed"] + max(args.num_samples, 1) - 1], **sampling)
+    settings = generation_settings(args, defaults)  # bad ones are found before a model is read
 
     if device == "cpu":
         keep_memory()
@@ -161,7 +157,7 @@ def run(args):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
     model.stop_ids = tuple({*model.stop_ids, *tokenizer.stop_ids})
-    settings["vocab_size"] = tokenizer.vocab_size
+    settings = replace(settings, vocab_size=tokenizer.vocab_size)
     if not args.quiet:
         weight = embedding_of(model)
         schemes = {m.scheme for m in model.modules() if hasattr(m, "scheme")}
@@ -228,9 +224,16 @@ def read_prompts(args):
 
 
 def generation_settings(args, config):
-    """What generate_batch is given: the arguments, over generation_config.json, over defaults."""
-    seed = secrets.randbits(32) if args.seed is None else args.seed
-    settings = {"temperature": 0.0, "max_new_tokens": 256, "seed": seed}
+    """The GenerationSettings: the options given, then generation_config.json, then defaults."""
+    from nanomodels.generation.settings import GenerationSettings
+
+    settings = {
+        "temperature": 0.0,
+        "seed": secrets.randbits(32) if args.seed is None else args.seed,
+        "num_samples": args.num_samples,
+        "draft_lookup": args.draft_lookup,
+        "cuda_graph": args.cuda_graph,
+    }
     if config.get("do_sample") is True:
         settings["temperature"] = 1.0
         names = ("temperature", "top_k", "top_p", "min_p")
@@ -250,10 +253,7 @@ def generation_settings(args, config):
         args.num_samples > 1 or args.top_k or args.min_p or args.top_p not in (None, 1)
     ):
         given["temperature"] = 1.0  # asked to sample
-    settings |= given
-    if type(settings["max_new_tokens"]) is not int:
-        raise ValueError(f"max_new_tokens is {settings['max_new_tokens']!r}; it must be whole")
-    return settings
+    return GenerationSettings(**settings | given)
 
 
 @dataclass
@@ -432,7 +432,7 @@ def complete(args, model, tokenizer, settings, prompts):
     """Write the texts for some prompts: one alone as it comes, several when all are whole."""
     from nanomodels import generate_batch
 
-    samples = args.num_samples
+    samples = settings.num_samples
     encoded = [prompt.ids for prompt in prompts]
     rows = [
         Row(tokenizer, args.stop, prompt, model.context_length + 1 - len(prompt.ids))
@@ -442,11 +442,9 @@ def complete(args, model, tokenizer, settings, prompts):
     alone = len(rows) == 1 and not args.json
     progress = None if args.quiet else show_reading
     meter = Meter(args, model, sum(map(len, encoded)))
-    steps = generate_batch(
-        model, encoded, num_samples=samples, progress=progress, **meter.drafting, **settings
-    )
+    steps = generate_batch(model, encoded, settings, progress=progress, on_draft=meter.draft)
     show = Screen(not args.quiet).show if alone else lambda row, text: None
-    interrupted = produce(rows, steps, settings["max_new_tokens"], meter, show)
+    interrupted = produce(rows, steps, settings.max_new_tokens, meter, show)
     steps.close()
     if alone:
         write("\n")
@@ -461,7 +459,7 @@ def complete(args, model, tokenizer, settings, prompts):
                 "finish_reason": row.finish_reason,
                 "prompt_tokens": len(encoded[prompt]),
                 "new_tokens": len(row.tokens),
-                "seed": settings["seed"] + sample if settings["temperature"] else None,
+                "seed": settings.seed + sample if settings.temperature else None,
             }
             write(json.dumps(fields, ensure_ascii=False) + "\n")
         elif not alone:
@@ -497,15 +495,21 @@ class Memory:
             self.ids, snapshot = self.marks[-1]
             self.cache.restore(snapshot)
 
-    def steps(self, ids, message, drafting, settings):
+    def steps(self, ids, message, settings, on_draft):
         """The steps of an answer to `ids`, which begin with the ids of the user's message."""
-        from nanomodels import generate_batch
+        from nanomodels.generation.decoding import generate_batch, prefill
 
-        fed = {"cache": self.cache, "progress": self.progress}
         if continues(ids, message) and len(message) > self.cache.length:
-            list(generate_batch(self.model, [message], max_new_tokens=1, **fed))
+            prefill(self.model, [message], self.cache, self.progress)
             self.marks[1:] = [(message, self.cache.snapshot())]
-        yield from generate_batch(self.model, [ids], **fed, **drafting, **settings)
+        yield from generate_batch(
+            self.model,
+            [ids],
+            settings,
+            cache=self.cache,
+            progress=self.progress,
+            on_draft=on_draft,
+        )
 
 
 def continues(ids, start):
@@ -535,7 +539,7 @@ def converse(args, model, tokenizer, settings, chat):
             return
         turns.append({"role": "user", "content": text})
         prompt = chat.encode(turns)
-        room = min(settings["max_new_tokens"], model.context_length // 4)  # for the answer
+        room = min(settings.max_new_tokens, model.context_length // 4)  # for the answer
         while len(prompt.ids) + room > model.context_length and len(turns) > 1:
             say("(the context is full: the oldest turn is forgotten)")
             del turns[:2]
@@ -545,13 +549,13 @@ def converse(args, model, tokenizer, settings, chat):
             say(f"(that is longer than the context, {model.context_length} tokens)")
             turns.pop()
             continue
-        memory.prepare(ids, min(len(ids) + settings["max_new_tokens"], model.context_length))
+        memory.prepare(ids, min(len(ids) + settings.max_new_tokens, model.context_length))
         row = Row(tokenizer, args.stop, prompt, model.context_length + 1 - len(ids))
         meter = Meter(args, model, len(ids) - memory.cache.length)
         message = chat.encode(turns, add_generation_prompt=False).ids
-        steps = memory.steps(ids, message, meter.drafting, settings)
+        steps = memory.steps(ids, message, settings, meter.draft)
         screen = Screen(not args.quiet)
-        produce([row], steps, settings["max_new_tokens"], meter, screen.show)
+        produce([row], steps, settings.max_new_tokens, meter, screen.show)
         steps.close()  # only then does the cache hold what it should
         write("\n")
         memory.ids = (ids + row.tokens)[: memory.cache.length]
@@ -579,8 +583,6 @@ class Meter:
         self.quiet, self.model, self.prompt_tokens = args.quiet, model, prompt_tokens
         self.times = [time.perf_counter()]
         self.drafted = self.accepted = 0
-        self.drafting = {"draft_lookup": args.draft_lookup, "on_draft": self.draft}
-        self.drafting["cuda_graph"] = args.cuda_graph
 
     def draft(self, drafted, accepted):
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
@@ -606,8 +608,8 @@ class Meter:
                 f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
                 f"{step_bytes(self.model) * (steps - self.accepted) / seconds / 1e9:.2f} GB/s",
             ]
-        if settings["temperature"]:
-            figures.append(f"seed {settings['seed']}")
+        if settings.temperature:
+            figures.append(f"seed {settings.seed}")
         report("new", *figures)
         if self.drafted:
             report("drafts", f"{self.drafted} tokens, {self.accepted} of them right")

@@ -13,6 +13,7 @@ from transformers.generation import logits_process as theirs
 
 import nanomodels
 from nanomodels.generation.sampling import Sampler, draw
+from nanomodels.generation.settings import GenerationSettings
 from nanomodels.generation.stream import ReasoningSplitter, TextStream
 from nanomodels.text.tokenizer import Tokenizer
 
@@ -81,6 +82,16 @@ def test_a_row_beside_a_prompt_that_fills_the_context_is_as_long_as_alone(model)
         alone = list(nanomodels.generate(model, ids, **kwargs))
         assert len(alone) == length
         assert [i for i in row if i is not None] == alone
+
+
+def test_settings_may_be_an_object_and_keywords_replace_its_fields(model):
+    settings = GenerationSettings(max_new_tokens=9, stop_ids=(), temperature=1.0, seed=3)
+    kwargs = {"max_new_tokens": 9, "stop_ids": [], "temperature": 1.0, "seed": 3}
+    expected = list(nanomodels.generate(model, [1, 2], **kwargs))
+    assert list(nanomodels.generate(model, [1, 2], settings)) == expected
+    assert list(nanomodels.generate(model, [1, 2], settings, max_new_tokens=4)) == expected[:4]
+    with pytest.raises(ValueError, match="top_k is -2"):
+        GenerationSettings(top_k=-2)
 
 
 def test_no_id_beyond_the_real_vocabulary_is_given_out(model):
@@ -225,16 +236,17 @@ def test_probabilities_are_those_of_transformers(device, data):
     scores = theirs.TopPLogitsWarper(top_p)(text, scores)
     scores = theirs.MinPLogitsWarper(min_p)(text, scores)
 
-    sampler = Sampler(
-        [0] * 3,
+    settings = GenerationSettings(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=penalty,
+        seed=0,
+        vocab_size=size,
     )
-    seen = torch.zeros(3, size, dtype=torch.bool).scatter(1, text, True)
-    found = sampler.probabilities(sampler.penalise(logits.to(device), seen.to(device))).cpu()
+    sampler = Sampler(settings, text.tolist(), device)
+    found = sampler.probabilities(sampler.penalise(logits.to(device))).cpu()
     torch.testing.assert_close(found, scores.softmax(-1), rtol=1e-4, atol=1e-6)
 
 
@@ -251,7 +263,8 @@ def test_tokens_are_drawn_with_their_probabilities(device):
 def test_a_tiny_temperature_is_greedy_and_never_overflows():
     logits = torch.tensor([[1.0, 30.0, 29.9, -5.0]])
     for temperature in (1e-3, 1e-6, 1e-30, 1e-46, 1e-300):
-        assert Sampler([0], temperature=temperature)(logits, None).tolist() == [1]
+        settings = GenerationSettings(temperature=temperature, seed=0)
+        assert Sampler(settings, [[]])(logits).tolist() == [1]
 
 
 class Letters:

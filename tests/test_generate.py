@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from test_tokenizer import family_131072
 import generate
 import nanomodels
 from nanomodels.cache import KV, Cache
+from nanomodels.generation.settings import GenerationSettings
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -274,8 +276,8 @@ def test_a_wrong_option_gets_one_line(run, monkeypatch, args):
 
 def settings_of(config, *args):
     settings = generate.generation_settings(generate.parse_arguments(["x", *args]), config)
-    assert 0 <= settings.pop("seed") < 2**32
-    return settings
+    assert 0 <= settings.seed < 2**32
+    return replace(settings, seed=None, num_samples=1)
 
 
 def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
@@ -283,13 +285,14 @@ def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
         "do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.1, "max_new_tokens": 9,
     }  # fmt: skip
-    greedy = {"temperature": 0.0, "max_new_tokens": 256}
+    greedy = GenerationSettings(temperature=0.0, max_new_tokens=256)
     assert settings_of({}) == greedy
-    assert settings_of({**sampled, "do_sample": False}) == {
-        **greedy, "repetition_penalty": 1.1, "max_new_tokens": 9
-    }  # fmt: skip
-    assert settings_of({"do_sample": True}) == {**greedy, "temperature": 1.0}
-    expected = {key: value for key, value in sampled.items() if key != "do_sample"}
+    assert settings_of({**sampled, "do_sample": False}) == replace(
+        greedy, repetition_penalty=1.1, max_new_tokens=9
+    )
+    assert settings_of({"do_sample": True}) == replace(greedy, temperature=1.0)
+    given = {key: value for key, value in sampled.items() if key != "do_sample"}
+    expected = GenerationSettings(**given)
     assert settings_of(sampled) == expected
     for name, value in (
         ("temperature", 0.3),
@@ -300,12 +303,12 @@ def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
         ("max_new_tokens", 5),
     ):
         option = "--" + name.replace("_", "-")
-        assert settings_of(sampled, option, str(value)) == {**expected, name: value}
+        assert settings_of(sampled, option, str(value)) == replace(expected, **{name: value})
     # Asking for a sample of a greedy checkpoint turns sampling on; naming an "off" value does not.
     for asked in (("--top-k", "5"), ("--top-p", "0.9"), ("--min-p", "0.1"), ("--num-samples", "2")):
-        assert settings_of({}, *asked)["temperature"] == 1.0
+        assert settings_of({}, *asked).temperature == 1.0
     for off in (("--top-k", "0"), ("--top-p", "1"), ("--min-p", "0"), ("--num-samples", "1")):
-        assert settings_of({}, *off)["temperature"] == 0.0
+        assert settings_of({}, *off).temperature == 0.0
 
 
 @pytest.mark.parametrize(

@@ -68,24 +68,23 @@ class PromptLookup:
             self.on_draft(drafted, accepted)
 
 
-def decode_with_drafts(model, logits, seen, limit, sampler, stop_ids, vocab_size, cache, lookup):
+def decode_with_drafts(model, cache, logits, limit, sampler, lookup):
     """The decode loop for one row, with drafts from a PromptLookup that has read the prompt.
 
-    logits are those after the prompt. The same random numbers choose the tokens as without drafts.
-    While the tokens of a draft are yielded, the cache is ahead of them. At the end it is put right.
+    logits (1, v) are those after the prompt, and limit is the most tokens to yield. The same random
+    numbers choose the tokens as without drafts. While the tokens of a draft are yielded, the cache
+    is ahead of them. When the loop ends, the cache is put right.
     """
-    text, prompt = lookup.text, len(lookup.text)
+    settings, text, prompt = sampler.settings, lookup.text, len(lookup.text)
     savepoint, draft, accepted = cache.savepoint(), [], 0
     try:
         for left in reversed(range(limit)):  # tokens that may follow this one
-            token = int(sampler(logits[accepted : accepted + 1], seen))
+            token = int(sampler(logits[accepted : accepted + 1]))
             lookup.push(token)
-            if token in stop_ids:
+            if token in settings.stop_ids:
                 yield [None]
                 return
             yield [token]
-            if seen is not None:
-                seen[0, token] = True
             if draft[accepted : accepted + 1] == [token]:
                 accepted += 1
             elif left > 0:
@@ -96,7 +95,8 @@ def decode_with_drafts(model, logits, seen, limit, sampler, stop_ids, vocab_size
                 room = min(left - 1, cache.max_length - len(text), lookup.most + 1 - len(new))
                 draft, accepted, savepoint = lookup.draft(room), 0, cache.savepoint()
                 ids = torch.tensor([new + draft], device=cache.positions.device)
-                logits = model(ids, cache=cache, logits_to_keep=len(draft) + 1)[0, :, :vocab_size]
+                logits = model(ids, cache=cache, logits_to_keep=len(draft) + 1)[0]
+                logits = logits[:, : settings.vocab_size]
     finally:
         # However it ended, the cache then holds all tokens but the last, or but the stop id.
         lookup.learn(len(draft), accepted)
