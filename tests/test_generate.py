@@ -22,6 +22,9 @@ from test_tokenizer import family_131072
 import generate
 import nanomodels
 from nanomodels.cache import KV, Cache
+from nanomodels.cli import chat as cli_chat
+from nanomodels.cli import command, terminal
+from nanomodels.generation import conversation
 from nanomodels.generation.settings import GenerationSettings
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +80,7 @@ def test_the_prompt_may_be_piped(run):
 
 def test_text_comes_as_it_is_made(run, monkeypatch):
     pieces = []
-    monkeypatch.setattr(generate, "write", pieces.append)
+    monkeypatch.setattr(terminal, "write", pieces.append)
     run(FRANCE, "--quiet")
     assert len([piece for piece in pieces if piece]) > 3
 
@@ -129,8 +132,8 @@ def test_text_ends_before_a_stop_string(run):
 
 def test_a_system_message_reaches_the_model(run, monkeypatch):
     seen = []
-    original = generate.encode
-    monkeypatch.setattr(generate, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = conversation.encode
+    monkeypatch.setattr(conversation, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
     assert seen[0].ids == seen[1].ids
@@ -143,8 +146,8 @@ def test_raw_text_begins_with_one_bos(run, monkeypatch):
     for folder in (ROOT / "weights" / "nanochat-tiny", GOLDEN):
         tokenizer = Tokenizer.load(folder)
         bos = tokenizer.special_ids["<|bos|>"]
-        for chat in (generate.Chat(generate.parse_arguments(["x"]), tokenizer), None):
-            ids = generate.encode(tokenizer, "Hello world", chat).ids
+        for chat in (conversation.Chat(tokenizer), None):
+            ids = conversation.encode(tokenizer, "Hello world", chat).ids
             assert ids[0] == bos
             assert ids.count(bos) == 1
 
@@ -160,9 +163,9 @@ def test_a_chat_and_raw_text_have_the_one_bos_that_the_checkpoint_adds(tmp_path)
         if template:
             (tmp_path / "chat_template.jinja").write_text(template)
         tokenizer = nanomodels.Tokenizer.load(tmp_path)
-        chat = generate.Chat(generate.parse_arguments(["x"]), tokenizer)
-        assert generate.encode(tokenizer, "Hello", chat).ids.count(1) == bos
-        raw = generate.encode(tokenizer, "Hello", None).ids
+        chat = conversation.Chat(tokenizer)
+        assert conversation.encode(tokenizer, "Hello", chat).ids.count(1) == bos
+        raw = conversation.encode(tokenizer, "Hello", None).ids
         assert raw.count(1) == (family == "nemotron-h") == (raw[0] == 1)
 
 
@@ -244,9 +247,9 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
         (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
         (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
-        (["Hi", "--think"], "--think: the chat template of"),
-        (["Hi", "--no-think"], "nanochat-tiny knows no such switch"),
-        (["Hi", "--tools", "x.json"], "nanochat-tiny knows no tools"),
+        (["Hi", "--think"], "nanochat-tiny: the chat template has no switch for the reasoning"),
+        (["Hi", "--no-think"], "has no switch for the reasoning"),
+        (["Hi", "--tools", "x.json"], "x.json: no such file"),
         (["Hi", "--raw", "--no-think"], "--no-think needs a chat template"),
         (["Hi", "--raw", "--tools", "x.json"], "--tools needs a chat template"),
     ],
@@ -275,7 +278,7 @@ def test_a_wrong_option_gets_one_line(run, monkeypatch, args):
 
 
 def settings_of(config, *args):
-    settings = generate.generation_settings(generate.parse_arguments(["x", *args]), config)
+    settings = command.generation_settings(generate.parse_arguments(["x", *args]), config)
     assert 0 <= settings.seed < 2**32
     return replace(settings, seed=None, num_samples=1)
 
@@ -326,7 +329,7 @@ def test_a_bad_generation_config_is_one_line(run, tmp_path, config):
 def test_figures_are_what_the_clock_says(run, monkeypatch):
     """A clock that moves a second each time it is read: 1 s to each token."""
     ticks = iter(range(1000))
-    monkeypatch.setattr(generate.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     _, out, err = run(FRANCE, "--json")
     answer = json.loads(out)
     load, prompt, new, _ = err.splitlines()
@@ -379,7 +382,7 @@ def test_help_explains_every_option(capsys):
         assert f"--{option}" in out
 
 
-def command(*args, **kwargs):
+def started(*args, **kwargs):
     return subprocess.Popen(
         [sys.executable, "generate.py", *args],
         cwd=ROOT,
@@ -390,14 +393,14 @@ def command(*args, **kwargs):
 
 
 def test_a_closed_pipe_is_quiet():
-    with command(FRANCE, "--quiet", stdout=subprocess.PIPE) as process:
+    with started(FRANCE, "--quiet", stdout=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
 
 
 def test_a_full_disk_is_one_line():
-    with open("/dev/full", "w") as full, command(FRANCE, "--quiet", stdout=full) as process:
+    with open("/dev/full", "w") as full, started(FRANCE, "--quiet", stdout=full) as process:
         error = process.stderr.read()
     assert process.returncode == 2
     assert error == "generate.py: error: [Errno 28] No space left on device\n"
@@ -413,8 +416,8 @@ def test_a_cold_start_imports_nothing_heavy():
 
 def test_ctrl_c_ends_with_what_was_said_so_far():
     args = ("--raw", "ROMEO:", "--max-new-tokens", "100000", "--temperature", "1", "--seed", "0")
-    slow = "import time, generate; write = generate.write; "
-    slow += "generate.write = lambda text: (write(text), time.sleep(0.05)); "
+    slow = "import time, generate; from nanomodels.cli import terminal; write = terminal.write; "
+    slow += "terminal.write = lambda text: (write(text), time.sleep(0.05)); "
     slow += f"raise SystemExit(generate.main({list(args)}))"
     process = subprocess.Popen(
         [sys.executable, "-c", slow],
@@ -570,8 +573,9 @@ def test_raw_text_is_not_split(scripted):
 
 def test_reasoning_comes_as_it_is_made_and_before_the_answer(scripted, monkeypatch):
     events = []
-    monkeypatch.setattr(generate, "write", lambda text: events.append(("out", text)))
-    monkeypatch.setattr(generate, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(terminal, "write", lambda text: events.append(("out", text)))
+    monkeypatch.setattr(terminal, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(terminal, "report", lambda *figures: None)
     monkeypatch.setattr(generate, "report", lambda *figures: None)
     scripted("nemotron-3", [THOUGHTFUL], "Capital?")
     kinds = [kind for kind, text in events if text]
@@ -646,6 +650,14 @@ def test_a_stop_string_ends_the_answer_not_the_reasoning(scripted):
     assert (answer["reasoning"], answer["text"]) == ("One. Two.", "Three")
 
 
+def test_tools_need_a_template_that_has_them(run, tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "clock"}]')
+    status, _, err = run("Hi", "--quiet", "--tools", path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "nanochat-tiny: the chat template has no tools" in err
+
+
 CLOCK = {"name": "clock", "description": "The time.", "parameters": {"properties": {"zone": {}}}}
 
 
@@ -655,7 +667,7 @@ def test_tools_reach_the_template_and_calls_are_shown(scripted, tmp_path):
     for tools in ([CLOCK], [{"type": "function", "function": CLOCK}]):
         path = tmp_path / "tools.json"
         path.write_text(json.dumps(tools))
-        assert generate.read_tools(path) == [{"type": "function", "function": CLOCK}]
+        assert command.read_tools(path) == [{"type": "function", "function": CLOCK}]
         replies = [f"Hm.</think>{call}"]
         _, out, _, model = scripted("nemotron-3", replies, "When?", "--tools", path)
         assert out == call + "\n", "<tool_call> is a special token, and yet shown"
@@ -688,16 +700,16 @@ def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words
     assert words in err
 
 
-def conversation(scripted, monkeypatch, family, lines, replies, *args, **settings):
+def talk(scripted, monkeypatch, family, lines, replies, *args, **settings):
     """The messages of a chat's last prompt, tokens fed and prompt for each turn; and stderr."""
-    encode, prompts = generate.Chat.encode, []
+    encode, prompts = conversation.Chat.encode, []
 
     def spy(self, turns, **variables):
         if not variables:
             prompts.append((list(turns), encode(self, turns)))
         return encode(self, turns, **variables)
 
-    monkeypatch.setattr(generate.Chat, "encode", spy)
+    monkeypatch.setattr(conversation.Chat, "encode", spy)
     _, out, err, model = scripted(
         family, replies, *args, stdin="\n".join(lines) + "\n", terminal=True, **settings
     )
@@ -707,9 +719,7 @@ def conversation(scripted, monkeypatch, family, lines, replies, *args, **setting
 
 def test_a_chat_remembers_the_reasoning_apart_from_the_answer(scripted, monkeypatch):
     replies = ["One.\n</think>\n1", "Two.\n</think>\n2"]
-    prompts, _, out, err, _ = conversation(
-        scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies
-    )
+    prompts, _, out, err, _ = talk(scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies)
     assert out == "1\n2\n\n"
     assert "<think>\nOne.\n</think>" in err
     assert prompts[1][0] == [
@@ -724,7 +734,7 @@ def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reaso
 ):
     replies = [f"{'I think. ' * 20}</think>{n}" for n in range(3)]
     lines = ["First?", "Second?", "Third?"]
-    prompts, fed, out, _, model = conversation(
+    prompts, fed, out, _, model = talk(
         scripted, monkeypatch, "nemotron-3", lines, replies, "--system", "Be kind. " * 20
     )
     assert out == "0\n1\n2\n\n"
@@ -738,7 +748,7 @@ def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reaso
 def test_a_chat_without_reasoning_feeds_only_what_is_new(scripted, monkeypatch):
     """Over a cache that has to grow, too."""
     replies = [f"Yes, that is {n}." for n in range(5)]
-    prompts, fed, _, _, model = conversation(
+    prompts, fed, _, _, model = talk(
         scripted, monkeypatch, "nemotron-3", [f"{n}?" for n in range(5)], replies,
         *("--no-think", "--max-new-tokens", "20"),
     )  # fmt: skip
@@ -753,7 +763,7 @@ def test_a_chat_works_with_a_template_that_does_not_know_the_generation_prompt(
     scripted, monkeypatch
 ):
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + BEGINNINGS[1]
-    prompts, fed, out, _, _ = conversation(
+    prompts, fed, out, _, _ = talk(
         scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], ["1", "2"], template=template
     )
     assert out == "1\n2\n\n"
@@ -764,7 +774,7 @@ def test_a_chat_whose_context_is_full_forgets_the_oldest_turn_and_begins_anew(
     scripted, monkeypatch
 ):
     lines = [f"Question {n}?" for n in range(6)]
-    prompts, _, out, err, model = conversation(
+    prompts, _, out, err, model = talk(
         scripted, monkeypatch, "nemotron-3", lines, [f"Answer {n}." for n in range(6)],
         *("--no-think", "--max-new-tokens", "20"), context_length=150,
     )  # fmt: skip
@@ -792,7 +802,7 @@ def test_a_chat_says_what_the_whole_prompt_alone_would_give(
             weight.normal_(generator=torch.Generator().manual_seed(1))
     theirs.save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
-    produce, encode, said, prompts = generate.produce, generate.Chat.encode, [], []
+    produce, encode, said, prompts = cli_chat.produce, conversation.Chat.encode, [], []
 
     def spy_produce(rows, *rest):
         interrupted = produce(rows, *rest)
@@ -805,8 +815,8 @@ def test_a_chat_says_what_the_whole_prompt_alone_would_give(
             prompts.append(prompt.ids)
         return prompt
 
-    monkeypatch.setattr(generate, "produce", spy_produce)
-    monkeypatch.setattr(generate.Chat, "encode", spy_encode)
+    monkeypatch.setattr(cli_chat, "produce", spy_produce)
+    monkeypatch.setattr(conversation.Chat, "encode", spy_encode)
     lines = ["One?", "Two and two?", "Three?", "Four and more?"]
     args += ["--max-new-tokens", "9", "--temperature", "3", "--seed", "5"]
     status, _, err = run("--model", tmp_path, *args, stdin="\n".join(lines) + "\n", terminal=True)

@@ -351,10 +351,3 @@ def gather(tensors, scheme):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return gathered
-
-
-def parameter_count(model):
-    """The numbers that a model has learned, however they are stored."""
-    quantised = (m for m in model.modules() if isinstance(m, QuantizedLinear))
-    count = sum(m.in_features * m.out_features for m in quantised if m.weight is None)
-    return count + sum(p.numel() for p in model.parameters())
