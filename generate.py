@@ -65,8 +65,13 @@ def parse_arguments(argv):
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
-    add("--top-p", type=float, metavar="P", help="... from the likeliest that make up P; 1 is off")
-    add("--min-p", type=float, metavar="P", help="... from those with P times the top probability")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the likeliest that make up P; 1 is off",
+    )
+    add("--min-p", type=float, metavar="P", help="drop those below P times the top probability")
     add("--repetition-penalty", type=float, metavar="R", help="above 1: less repetition; 1 is off")
     add("--seed", type=int, metavar="N", help="the same seed gives the same samples [random]")
     add("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt [1]")
@@ -76,7 +81,7 @@ def parse_arguments(argv):
         type=int,
         default=0,
         metavar="N",
-        help="draft up to N tokens from the text so far; faster where it repeats [0: off]",
+        help="draft up to N tokens from the text so far [0: off]",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
     add("--cuda-graph", action="store_true", help="run each decode step as a CUDA graph")

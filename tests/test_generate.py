@@ -414,6 +414,18 @@ def test_a_cold_start_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("program", ["generate", "convert_hf"])
+@pytest.mark.parametrize("option", ["--help", "--bogus"])
+def test_help_and_a_wrong_option_do_without_torch(program, option):
+    code = (
+        f"import atexit, sys, {program}; atexit.register(lambda: print('torch' in sys.modules)); "
+    )
+    code += f"{program}.main([{option!r}])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == (0 if option == "--help" else 2)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
 def test_ctrl_c_ends_with_what_was_said_so_far():
     args = ("--raw", "ROMEO:", "--max-new-tokens", "100000", "--temperature", "1", "--seed", "0")
     slow = "import time, generate; from nanomodels.cli import terminal; write = terminal.write; "
