@@ -94,7 +94,7 @@ def test_settings_may_be_an_object_and_keywords_replace_its_fields(model):
         GenerationSettings(top_k=-2)
 
 
-def test_no_id_beyond_the_real_vocabulary_is_given_out(model):
+def test_no_id_beyond_the_real_vocabulary_is_yielded(model):
     kwargs = {"max_new_tokens": 60, "stop_ids": [], "temperature": 3.0, "seed": 1}
     assert max(nanomodels.generate(model, [1], **kwargs)) >= 50
     assert max(nanomodels.generate(model, [1, 399], vocab_size=50, **kwargs)) < 50

@@ -1,4 +1,4 @@
-"""Drafts from the text itself: fewer calls, and the tokens and the cache are those without."""
+"""Drafts from the text itself: fewer calls, and the same tokens and cache as without."""
 
 import random
 from pathlib import Path
@@ -49,14 +49,14 @@ def spied(model, monkeypatch):
 
 
 def repetitive(rng, vocab):
-    """A prompt of pieces that come again, and of few different tokens."""
+    """A prompt of few different tokens, with pieces that repeat."""
     letters = rng.sample(range(vocab), rng.choice([2, 5, 40]))
     pieces = [[rng.choice(letters) for _ in range(rng.randint(1, 9))] for _ in range(3)]
     return [token for _ in range(rng.randint(1, 6)) for token in rng.choice(pieces)]
 
 
 class Teacher(PromptLookup):
-    """Drafts that are right for a random number of tokens: a draft at each step, of all lengths."""
+    """A draft of random length at each step, right up to a random token."""
 
     def __init__(self, truth, seed):
         self.truth, self.rng = truth, random.Random(seed)
@@ -76,7 +76,7 @@ def same_cache(found, expected):
     """Whether two caches hold the same, to 1e-5 of the largest value of a tensor."""
     assert found.length == expected.length
     assert torch.equal(found.counts, expected.counts)
-    assert torch.equal(found.positions, expected.positions), "what was drafted is gone"
+    assert torch.equal(found.positions, expected.positions), "rejected drafts leave nothing"
     mine, other = found.tensors(found.length), expected.tensors(expected.length)
     assert mine.keys() == other.keys()
     for name, tensor in mine.items():
@@ -169,7 +169,7 @@ def test_sampled_text_is_the_same_for_a_seed(model, sampling):
 
 
 def test_the_drafts_of_a_penalised_text_see_each_token_before_them(model, monkeypatch):
-    """A penalty so strong that no token comes twice: one that a draft repeats is refused."""
+    """The penalty is so strong that no token comes twice, so repeated tokens are rejected."""
     ids = [3, 4, 3, 4, 3]
     found, _ = taught(model, monkeypatch, ids, repetition_penalty=100.0, max_new_tokens=30)
     assert len(found) >= 20
@@ -203,7 +203,7 @@ def test_no_token_more_than_the_context_holds(model, monkeypatch):
         assert list(real) == list(nanomodels.generate(model, ids[room:], **kwargs))
 
 
-def test_a_cache_is_gone_on_with_and_filled_to_its_end(model, monkeypatch):
+def test_a_cache_is_continued_and_filled_to_its_end(model, monkeypatch):
     ids = [9, 8, 7, 9, 8, 7, 9, 8]
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
     monkeypatch.setattr(decoding, "PromptLookup", Teacher(truth, 0))
@@ -221,7 +221,7 @@ def test_a_cache_is_gone_on_with_and_filled_to_its_end(model, monkeypatch):
     same_cache(*caches)
 
 
-def test_an_iterator_left_early_leaves_the_tokens_given_out(model, monkeypatch):
+def test_an_iterator_left_early_leaves_the_yielded_tokens_in_the_cache(model, monkeypatch):
     ids = [9, 8, 7, 9, 8, 7, 9, 8]
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
     for stay in range(1, 12):
@@ -235,7 +235,7 @@ def test_an_iterator_left_early_leaves_the_tokens_given_out(model, monkeypatch):
         same_cache(*caches)
 
 
-def test_an_interrupted_call_leaves_the_tokens_given_out(model, monkeypatch):
+def test_an_interrupted_call_leaves_the_yielded_tokens_in_the_cache(model, monkeypatch):
     ids, calls = [9, 8, 7, 9, 8, 7, 9, 8], 0
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
 
@@ -324,7 +324,7 @@ def test_a_text_that_repeats_is_soon_drafted_at_full_length():
 
 @pytest.mark.parametrize("letters", [2, 4, 30, 1000])
 def test_a_text_without_repeats_is_left_alone(letters):
-    """Random letters: short ends come again all the time, and go on otherwise."""
+    """Random letters: the last few often occurred before, but other letters followed."""
     rng = random.Random(letters)
     text = [rng.randrange(letters) for _ in range(4000)]
     calls = read(PromptLookup(text[:1000], most=16), text[1000:])
@@ -342,7 +342,7 @@ def test_drafts_begin_again_where_a_text_begins_to_repeat():
 
 
 @pytest.mark.parametrize("make", [random_nanochat, random_nemotron_h])
-def test_a_cache_goes_back_to_a_mark_again_and_again(make, tmp_path):
+def test_a_cache_goes_back_to_a_savepoint_again_and_again(make, tmp_path):
     make(8).save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
     rng = torch.Generator().manual_seed(0)
@@ -362,7 +362,7 @@ def test_a_cache_goes_back_to_a_mark_again_and_again(make, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["reorder", "restore", "truncate", "clone"])
-def test_a_mark_from_before_a_change_is_refused(change, tmp_path):
+def test_a_savepoint_from_before_a_change_is_refused(change, tmp_path):
     random_nanochat(8).save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
     cache = model.new_cache(2, 20)

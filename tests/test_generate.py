@@ -327,7 +327,7 @@ def test_a_bad_generation_config_is_one_line(run, tmp_path, config):
 
 
 def test_figures_are_what_the_clock_says(run, monkeypatch):
-    """A clock that moves a second each time it is read: 1 s to each token."""
+    """With a clock that advances one second each time it is read: 1 s a token."""
     ticks = iter(range(1000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     _, out, err = run(FRANCE, "--json")
@@ -407,7 +407,7 @@ def test_a_full_disk_is_one_line():
 
 
 def test_a_cold_start_imports_nothing_heavy():
-    """sympy alone is a second; torch imports it as soon as something touches its compiler."""
+    """sympy alone takes a second; torch imports it when its compiler is first touched."""
     code = f"import sys, generate; generate.main([{FRANCE!r}, '--quiet']); "
     code += "print(sorted(sys.modules.keys() & {'sympy', 'torch._dynamo', 'transformers'}))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -417,10 +417,8 @@ def test_a_cold_start_imports_nothing_heavy():
 @pytest.mark.parametrize("program", ["generate", "convert_hf"])
 @pytest.mark.parametrize("option", ["--help", "--bogus"])
 def test_help_and_a_wrong_option_do_without_torch(program, option):
-    code = (
-        f"import atexit, sys, {program}; atexit.register(lambda: print('torch' in sys.modules)); "
-    )
-    code += f"{program}.main([{option!r}])"
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    code += f"import {program}; {program}.main([{option!r}])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == (0 if option == "--help" else 2)
     assert result.stdout.splitlines()[-1] == "False"
@@ -448,7 +446,7 @@ def test_ctrl_c_ends_with_what_was_said_so_far():
 
 
 def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
-    """Two turns; the second feeds only what is new."""
+    """Two turns. The second feeds only the new tokens."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "generate.py"], cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.PIPE
@@ -758,7 +756,7 @@ def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reaso
 
 
 def test_a_chat_without_reasoning_feeds_only_what_is_new(scripted, monkeypatch):
-    """Over a cache that has to grow, too."""
+    """With a cache that has to grow."""
     replies = [f"Yes, that is {n}." for n in range(5)]
     prompts, fed, _, _, model = talk(
         scripted, monkeypatch, "nemotron-3", [f"{n}?" for n in range(5)], replies,
