@@ -10,12 +10,11 @@ to the bit, unless --dtype or --quantize asks for others; FP8 and NVFP4 become b
 DST appears when it is whole: until then the work is in a hidden folder beside it.
 """
 
-import argparse
 import signal
 import sys
 from pathlib import Path
 
-from nanomodels.text.files import one_line, say
+from nanomodels.cli.command import Parser, exit_status
 
 EXAMPLES = """examples:
   python convert_hf.py ~/models/Minitron-4B-Base
@@ -28,21 +27,8 @@ Exit status: 0, 2 for bad input, 130 after Ctrl-C.
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line, like every other error here."""
-        say(f"convert_hf.py: error: {message} (see convert_hf.py --help)")
-        self.exit(2)
-
-
 def parse_arguments(argv):
-    parser = Parser(
-        prog="convert_hf.py",
-        allow_abbrev=False,
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("convert_hf.py", __doc__, EXAMPLES)
     add = parser.add_argument
     add("src", type=Path, metavar="SRC", help="folder of the checkpoint")
     add("dst", type=Path, metavar="DST", nargs="?", help="folder to write [weights/NAME]")
@@ -66,20 +52,14 @@ def parse_arguments(argv):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as after Ctrl-C: tidily
-    try:
-        from nanomodels.checkpoint.convert import convert
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
+    return exit_status("convert_hf.py", lambda: run(args))
 
-        convert(**vars(args), weights=WEIGHTS)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        # torch says by RuntimeError that memory is short; any other is a fault of this program.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        say(f"convert_hf.py: error: {one_line(error)}")
-        return 2
-    return 0
+
+def run(args):
+    from nanomodels.checkpoint.convert import convert  # only here, so that --help is fast
+
+    convert(**vars(args), weights=WEIGHTS)
 
 
 if __name__ == "__main__":

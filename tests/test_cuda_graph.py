@@ -1,4 +1,4 @@
-"""The calls that a CUDA graph holds, made on the CPU: the same numbers, and nothing read back."""
+"""The calls of a CUDA graph, made on the CPU: same numbers, and nothing is read back."""
 
 import copy
 from pathlib import Path
@@ -80,8 +80,8 @@ def test_text_is_the_same(model, monkeypatch, sampling):
 
 
 @torch.inference_mode()
-def test_what_was_taken_back_is_not_seen(model):
-    """A cache that was restored is as one that never went on."""
+def test_what_was_rolled_back_is_not_seen(model):
+    """A restored cache gives the same as one without the undone calls."""
     ids = torch.arange(20)[None] * 3 % model.config.vocab_size
     cache, fresh = model.new_cache(1, 64), model.new_cache(1, 64)
     model(ids[:, :5], cache=cache)
@@ -99,11 +99,11 @@ def test_what_was_taken_back_is_not_seen(model):
         cache.rollback(savepoint)
 
 
-class Recorder:
-    """Stands for torch.cuda's classes and contexts: does nothing, and says what it was given."""
+class Stub:
+    """Stands in for torch.cuda's classes and contexts, and does nothing."""
 
     def __init__(self, *args, **kwargs):
-        self.given = args, kwargs
+        pass
 
     def __enter__(self):
         return self
@@ -120,9 +120,9 @@ class Recorder:
 
 @torch.inference_mode()
 def test_a_capture_leaves_the_cache_alone_and_keeps_what_the_graph_uses(model, monkeypatch):
-    """All but CUDA itself; what is captured runs here, once, and would not there."""
+    """All but CUDA itself. Here the captured call runs once; on CUDA it would not."""
     for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
-        monkeypatch.setattr(torch.cuda, name, Recorder)
+        monkeypatch.setattr(torch.cuda, name, Stub)
     cache = model.new_cache(1, 64)
     model(torch.tensor([[1, 2, 3]]), cache=cache)
     steps, calls = cuda_graph.GraphDecoder(model, cache), []

@@ -12,8 +12,9 @@ from test_tokenizer import family_131072
 from transformers.generation import logits_process as theirs
 
 import nanomodels
-from nanomodels.generation.decoding import Splitter, TextStream
 from nanomodels.generation.sampling import Sampler, draw
+from nanomodels.generation.settings import GenerationSettings
+from nanomodels.generation.stream import ReasoningSplitter, TextStream
 from nanomodels.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -83,7 +84,17 @@ def test_a_row_beside_a_prompt_that_fills_the_context_is_as_long_as_alone(model)
         assert [i for i in row if i is not None] == alone
 
 
-def test_no_id_beyond_the_real_vocabulary_is_given_out(model):
+def test_settings_may_be_an_object_and_keywords_replace_its_fields(model):
+    settings = GenerationSettings(max_new_tokens=9, stop_ids=(), temperature=1.0, seed=3)
+    kwargs = {"max_new_tokens": 9, "stop_ids": [], "temperature": 1.0, "seed": 3}
+    expected = list(nanomodels.generate(model, [1, 2], **kwargs))
+    assert list(nanomodels.generate(model, [1, 2], settings)) == expected
+    assert list(nanomodels.generate(model, [1, 2], settings, max_new_tokens=4)) == expected[:4]
+    with pytest.raises(ValueError, match="top_k is -2"):
+        GenerationSettings(top_k=-2)
+
+
+def test_no_id_beyond_the_real_vocabulary_is_yielded(model):
     kwargs = {"max_new_tokens": 60, "stop_ids": [], "temperature": 3.0, "seed": 1}
     assert max(nanomodels.generate(model, [1], **kwargs)) >= 50
     assert max(nanomodels.generate(model, [1, 399], vocab_size=50, **kwargs)) < 50
@@ -225,16 +236,17 @@ def test_probabilities_are_those_of_transformers(device, data):
     scores = theirs.TopPLogitsWarper(top_p)(text, scores)
     scores = theirs.MinPLogitsWarper(min_p)(text, scores)
 
-    sampler = Sampler(
-        [0] * 3,
+    settings = GenerationSettings(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=penalty,
+        seed=0,
+        vocab_size=size,
     )
-    seen = torch.zeros(3, size, dtype=torch.bool).scatter(1, text, True)
-    found = sampler.probabilities(sampler.penalise(logits.to(device), seen.to(device))).cpu()
+    sampler = Sampler(settings, text.tolist(), device)
+    found = sampler.probabilities(sampler.penalise(logits.to(device))).cpu()
     torch.testing.assert_close(found, scores.softmax(-1), rtol=1e-4, atol=1e-6)
 
 
@@ -251,7 +263,8 @@ def test_tokens_are_drawn_with_their_probabilities(device):
 def test_a_tiny_temperature_is_greedy_and_never_overflows():
     logits = torch.tensor([[1.0, 30.0, 29.9, -5.0]])
     for temperature in (1e-3, 1e-6, 1e-30, 1e-46, 1e-300):
-        assert Sampler([0], temperature=temperature)(logits, None).tolist() == [1]
+        settings = GenerationSettings(temperature=temperature, seed=0)
+        assert Sampler(settings, [[]])(logits).tolist() == [1]
 
 
 class Letters:
@@ -287,7 +300,7 @@ def test_text_ends_before_the_first_stop_string_and_never_shows_part_of_it(text,
 
 
 def split(text, opened):
-    """What a Splitter has to give for a whole text: reasoning, answer, and whether that began."""
+    """(reasoning, answer, whether there is an answer) of a whole text."""
     if not opened:
         if not text.lstrip().startswith("<think>"):
             return "", text, True
@@ -303,7 +316,7 @@ MARKS = ["<think>", "</think>", "<", "</", "thi", "nk>", " ", "\n", "a", "é🙂
 @given(st.lists(st.sampled_from(MARKS), max_size=12).map("".join), st.booleans(), st.data())
 def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opened, data):
     reasoning, answer, answered = split(text, opened)
-    splitter, shown, rest = Splitter(opened), "", text
+    splitter, shown, rest = ReasoningSplitter(opened), "", text
     while rest:
         size = data.draw(st.integers(1, 4))
         shown += splitter.push(rest[:size])
@@ -317,21 +330,21 @@ def test_reasoning_is_split_from_the_answer_wherever_the_text_is_cut(text, opene
 
 
 def test_reasoning_and_answer_come_as_soon_as_they_are_certain():
-    splitter = Splitter(opened=True)
+    splitter = ReasoningSplitter(opened=True)
     said = []
     for piece in ("ab", "c<", "/th", "x ", "</thin", "k>", "\n", " d", " </think>"):
         said.append((splitter.push(piece), splitter.reasoning))
     assert [answer for answer, _ in said] == ["", "", "", "", "", "", "", "d", " </think>"]
     thought = ["ab", "abc", "abc", "abc</thx ", *["abc</thx "] * 5]
     assert [reasoning for _, reasoning in said] == thought
-    splitter = Splitter()
+    splitter = ReasoningSplitter()
     assert [splitter.push(piece) for piece in (" ", "<th", "at", "<think>")] == [
         "", "", " <that", "<think>"
     ]  # fmt: skip
 
 
 def test_a_stop_string_counts_in_the_answer_alone():
-    stream = TextStream(Letters(), ["."], Splitter(opened=True))
+    stream = TextStream(Letters(), ["."], ReasoningSplitter(opened=True))
     text = "".join(stream.push(ord(letter)) for letter in "One. Two.</think> Three. Four.")
     assert (text, stream.splitter.reasoning, stream.stopped) == ("Three", "One. Two.", True)
 
@@ -341,7 +354,7 @@ def test_a_text_that_ends_within_a_mark_keeps_it():
         (False, " <thi", "", " <thi"),
         (True, "a</th", "a</th", ""),
     ):
-        stream = TextStream(Letters(), ["x"], Splitter(opened))
+        stream = TextStream(Letters(), ["x"], ReasoningSplitter(opened))
         assert "".join(map(stream.push, map(ord, text))) == ""
         assert (stream.finish(), stream.splitter.reasoning) == (answer, reasoning)
 
@@ -351,7 +364,7 @@ def test_the_end_of_reasoning_is_seen_as_one_token_or_as_several(tmp_path, speci
     tokenizer = Tokenizer.load(family_131072(tmp_path, "nemotron-3"))
     ids = tokenizer.encode("é<SPECIAL_99></think>\n\n日本<tool_call>x", special=special)
     assert (13 in ids) == special
-    stream = TextStream(tokenizer, (), Splitter(opened=True))
+    stream = TextStream(tokenizer, (), ReasoningSplitter(opened=True))
     text = "".join([*map(stream.push, ids), stream.finish()])
     assert text == "日本<tool_call>x"
     assert stream.splitter.reasoning == ("é" if special else "é<SPECIAL_99>")

@@ -1,4 +1,4 @@
-"""Drafts from the text itself: fewer calls, and the tokens and the cache are those without."""
+"""Drafts from the text itself: fewer calls, and the same tokens and cache as without."""
 
 import random
 from pathlib import Path
@@ -12,7 +12,7 @@ from reference import FAMILIES, ROPE_TYPES, ROTATING, random_nanochat, random_ne
 
 import nanomodels
 from nanomodels.generation import decoding
-from nanomodels.generation.decoding import Lookup
+from nanomodels.generation.drafts import PromptLookup
 
 LATEST = Path(__file__).parent / "data" / "nanochat-2026-07-03"
 KINDS = [*FAMILIES, "nanochat_2026"]
@@ -49,14 +49,14 @@ def spied(model, monkeypatch):
 
 
 def repetitive(rng, vocab):
-    """A prompt of pieces that come again, and of few different tokens."""
+    """A prompt of few different tokens, with pieces that repeat."""
     letters = rng.sample(range(vocab), rng.choice([2, 5, 40]))
     pieces = [[rng.choice(letters) for _ in range(rng.randint(1, 9))] for _ in range(3)]
     return [token for _ in range(rng.randint(1, 6)) for token in rng.choice(pieces)]
 
 
-class Teacher(Lookup):
-    """Drafts that are right for a random number of tokens: a draft at each step, of all lengths."""
+class Teacher(PromptLookup):
+    """A draft of random length at each step, right up to a random token."""
 
     def __init__(self, truth, seed):
         self.truth, self.rng = truth, random.Random(seed)
@@ -75,9 +75,9 @@ class Teacher(Lookup):
 def same_cache(found, expected):
     """Whether two caches hold the same, to 1e-5 of the largest value of a tensor."""
     assert found.length == expected.length
-    assert torch.equal(found.tokens, expected.tokens)
-    assert torch.equal(found.positions, expected.positions), "what was drafted is gone"
-    mine, other = found.held(found.length), expected.held(expected.length)
+    assert torch.equal(found.counts, expected.counts)
+    assert torch.equal(found.positions, expected.positions), "rejected drafts leave nothing"
+    mine, other = found.tensors(found.length), expected.tensors(expected.length)
     assert mine.keys() == other.keys()
     for name, tensor in mine.items():
         difference = (tensor.double() - other[name].double()).abs().max()
@@ -92,7 +92,7 @@ def taught(model, monkeypatch, ids, lesson=0, most=8, **kwargs):
     truth = ids + list(nanomodels.generate(model, ids, cache=far, **longer))
     drafts = []
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "Lookup", Teacher(truth, lesson))
+        patch.setattr(decoding, "PromptLookup", Teacher(truth, lesson))
         found = list(
             nanomodels.generate(
                 model,
@@ -169,7 +169,7 @@ def test_sampled_text_is_the_same_for_a_seed(model, sampling):
 
 
 def test_the_drafts_of_a_penalised_text_see_each_token_before_them(model, monkeypatch):
-    """A penalty so strong that no token comes twice: one that a draft repeats is refused."""
+    """The penalty is so strong that no token comes twice, so repeated tokens are rejected."""
     ids = [3, 4, 3, 4, 3]
     found, _ = taught(model, monkeypatch, ids, repetition_penalty=100.0, max_new_tokens=30)
     assert len(found) >= 20
@@ -203,10 +203,10 @@ def test_no_token_more_than_the_context_holds(model, monkeypatch):
         assert list(real) == list(nanomodels.generate(model, ids[room:], **kwargs))
 
 
-def test_a_cache_is_gone_on_with_and_filled_to_its_end(model, monkeypatch):
+def test_a_cache_is_continued_and_filled_to_its_end(model, monkeypatch):
     ids = [9, 8, 7, 9, 8, 7, 9, 8]
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
-    monkeypatch.setattr(decoding, "Lookup", Teacher(truth, 0))
+    monkeypatch.setattr(decoding, "PromptLookup", Teacher(truth, 0))
     texts, caches = [], []
     for most in (0, 6):
         cache, text = model.new_cache(1, 20), []
@@ -221,11 +221,11 @@ def test_a_cache_is_gone_on_with_and_filled_to_its_end(model, monkeypatch):
     same_cache(*caches)
 
 
-def test_an_iterator_left_early_leaves_the_tokens_given_out(model, monkeypatch):
+def test_an_iterator_left_early_leaves_the_yielded_tokens_in_the_cache(model, monkeypatch):
     ids = [9, 8, 7, 9, 8, 7, 9, 8]
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
     for stay in range(1, 12):
-        monkeypatch.setattr(decoding, "Lookup", Teacher(truth, stay))
+        monkeypatch.setattr(decoding, "PromptLookup", Teacher(truth, stay))
         caches = [model.new_cache(1, 50), model.new_cache(1, 50)]
         for cache, most in zip(caches, (0, 9), strict=True):
             kwargs = {"max_new_tokens": 30, "stop_ids": [], "cache": cache, "draft_lookup": most}
@@ -235,7 +235,7 @@ def test_an_iterator_left_early_leaves_the_tokens_given_out(model, monkeypatch):
         same_cache(*caches)
 
 
-def test_an_interrupted_call_leaves_the_tokens_given_out(model, monkeypatch):
+def test_an_interrupted_call_leaves_the_yielded_tokens_in_the_cache(model, monkeypatch):
     ids, calls = [9, 8, 7, 9, 8, 7, 9, 8], 0
     truth = ids + list(nanomodels.generate(model, ids, max_new_tokens=30, stop_ids=[]))
 
@@ -247,7 +247,7 @@ def test_an_interrupted_call_leaves_the_tokens_given_out(model, monkeypatch):
 
     hook = model.register_forward_hook(interrupt)
     for stay in range(2, 8):
-        monkeypatch.setattr(decoding, "Lookup", Teacher(truth, stay))
+        monkeypatch.setattr(decoding, "PromptLookup", Teacher(truth, stay))
         calls, text, cache = 0, [], model.new_cache(1, 50)
         kwargs = {"max_new_tokens": 30, "stop_ids": [], "cache": cache, "draft_lookup": 3}
         with pytest.raises(KeyboardInterrupt):
@@ -278,7 +278,7 @@ def test_drafts_that_are_not_possible_are_refused(model, kwargs, words):
 @settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_a_guess_is_what_followed_the_last_time(text):
-    lookup, source = Lookup([], most=100), None
+    lookup, source = PromptLookup([], most=100), None
     for end in range(len(text)):
         token, before = text[end], text[:end]
         lookup.push(token)
@@ -299,7 +299,7 @@ def test_a_guess_is_what_followed_the_last_time(text):
 
 
 def read(lookup, text):
-    """Have a Lookup follow a text that a model would say: the (drafted, accepted) of each call."""
+    """The (drafted, accepted) of each call, for a model that says this text."""
     calls, at = [], 0
     while at < len(text):
         draft = lookup.draft(len(text) - at - 1)
@@ -315,19 +315,19 @@ def read(lookup, text):
 
 
 def test_a_text_that_repeats_is_soon_drafted_at_full_length():
-    calls = read(Lookup(list(range(50)), most=16), [*range(50)] * 20)
+    calls = read(PromptLookup(list(range(50)), most=16), [*range(50)] * 20)
     assert calls[:7] == [(0, 0), (0, 0), (1, 1), (3, 3), (7, 7), (15, 15), (16, 16)]
     assert set(calls[6:-1]) == {(16, 16)}
-    loop = read(Lookup([1, 2, 3], most=16), [1, 2, 3] * 40)  # copied from the copy
+    loop = read(PromptLookup([1, 2, 3], most=16), [1, 2, 3] * 40)  # copied from the copy
     assert loop[-2] == (16, 16)
 
 
 @pytest.mark.parametrize("letters", [2, 4, 30, 1000])
 def test_a_text_without_repeats_is_left_alone(letters):
-    """Random letters: short ends come again all the time, and go on otherwise."""
+    """Random letters: the last few often occurred before, but other letters followed."""
     rng = random.Random(letters)
     text = [rng.randrange(letters) for _ in range(4000)]
-    calls = read(Lookup(text[:1000], most=16), text[1000:])
+    calls = read(PromptLookup(text[:1000], most=16), text[1000:])
     drafted = sum(drafted for drafted, _ in calls)
     assert drafted <= (300 if letters == 2 else 50), "of 3000"
 
@@ -335,14 +335,14 @@ def test_a_text_without_repeats_is_left_alone(letters):
 def test_drafts_begin_again_where_a_text_begins_to_repeat():
     rng = random.Random(0)
     noise, page = [rng.randrange(9) for _ in range(2000)], [*range(100, 160)]
-    lookup = Lookup(page + noise[:1000], most=16)
+    lookup = PromptLookup(page + noise[:1000], most=16)
     read(lookup, noise[1000:])
     assert lookup.wait > 2
     assert len(read(lookup, page * 2)) < 40  # of 120
 
 
 @pytest.mark.parametrize("make", [random_nanochat, random_nemotron_h])
-def test_a_cache_goes_back_to_a_mark_again_and_again(make, tmp_path):
+def test_a_cache_goes_back_to_a_savepoint_again_and_again(make, tmp_path):
     make(8).save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
     rng = torch.Generator().manual_seed(0)
@@ -362,7 +362,7 @@ def test_a_cache_goes_back_to_a_mark_again_and_again(make, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["reorder", "restore", "truncate", "clone"])
-def test_a_mark_from_before_a_change_is_refused(change, tmp_path):
+def test_a_savepoint_from_before_a_change_is_refused(change, tmp_path):
     random_nanochat(8).save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
     cache = model.new_cache(2, 20)

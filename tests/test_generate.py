@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,10 @@ from test_tokenizer import family_131072
 import generate
 import nanomodels
 from nanomodels.cache import KV, Cache
+from nanomodels.cli import chat as cli_chat
+from nanomodels.cli import command, terminal
+from nanomodels.generation import conversation
+from nanomodels.generation.settings import GenerationSettings
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "data" / "nanochat-2025-10-16"
@@ -75,7 +80,7 @@ def test_the_prompt_may_be_piped(run):
 
 def test_text_comes_as_it_is_made(run, monkeypatch):
     pieces = []
-    monkeypatch.setattr(generate, "write", pieces.append)
+    monkeypatch.setattr(terminal, "write", pieces.append)
     run(FRANCE, "--quiet")
     assert len([piece for piece in pieces if piece]) > 3
 
@@ -127,8 +132,8 @@ def test_text_ends_before_a_stop_string(run):
 
 def test_a_system_message_reaches_the_model(run, monkeypatch):
     seen = []
-    original = generate.encode
-    monkeypatch.setattr(generate, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = conversation.encode
+    monkeypatch.setattr(conversation, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
     assert seen[0].ids == seen[1].ids
@@ -141,8 +146,8 @@ def test_raw_text_begins_with_one_bos(run, monkeypatch):
     for folder in (ROOT / "weights" / "nanochat-tiny", GOLDEN):
         tokenizer = Tokenizer.load(folder)
         bos = tokenizer.special_ids["<|bos|>"]
-        for chat in (generate.Chat(generate.parse_arguments(["x"]), tokenizer), None):
-            ids = generate.encode(tokenizer, "Hello world", chat).ids
+        for chat in (conversation.Chat(tokenizer), None):
+            ids = conversation.encode(tokenizer, "Hello world", chat).ids
             assert ids[0] == bos
             assert ids.count(bos) == 1
 
@@ -158,9 +163,9 @@ def test_a_chat_and_raw_text_have_the_one_bos_that_the_checkpoint_adds(tmp_path)
         if template:
             (tmp_path / "chat_template.jinja").write_text(template)
         tokenizer = nanomodels.Tokenizer.load(tmp_path)
-        chat = generate.Chat(generate.parse_arguments(["x"]), tokenizer)
-        assert generate.encode(tokenizer, "Hello", chat).ids.count(1) == bos
-        raw = generate.encode(tokenizer, "Hello", None).ids
+        chat = conversation.Chat(tokenizer)
+        assert conversation.encode(tokenizer, "Hello", chat).ids.count(1) == bos
+        raw = conversation.encode(tokenizer, "Hello", None).ids
         assert raw.count(1) == (family == "nemotron-h") == (raw[0] == 1)
 
 
@@ -242,9 +247,9 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
         (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
         (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
-        (["Hi", "--think"], "--think: the chat template of"),
-        (["Hi", "--no-think"], "nanochat-tiny knows no such switch"),
-        (["Hi", "--tools", "x.json"], "nanochat-tiny knows no tools"),
+        (["Hi", "--think"], "nanochat-tiny: the chat template has no switch for the reasoning"),
+        (["Hi", "--no-think"], "has no switch for the reasoning"),
+        (["Hi", "--tools", "x.json"], "x.json: no such file"),
         (["Hi", "--raw", "--no-think"], "--no-think needs a chat template"),
         (["Hi", "--raw", "--tools", "x.json"], "--tools needs a chat template"),
     ],
@@ -273,9 +278,9 @@ def test_a_wrong_option_gets_one_line(run, monkeypatch, args):
 
 
 def settings_of(config, *args):
-    settings = generate.generation_settings(generate.parse_arguments(["x", *args]), config)
-    assert 0 <= settings.pop("seed") < 2**32
-    return settings
+    settings = command.generation_settings(generate.parse_arguments(["x", *args]), config)
+    assert 0 <= settings.seed < 2**32
+    return replace(settings, seed=None, num_samples=1)
 
 
 def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
@@ -283,13 +288,14 @@ def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
         "do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 0.9, "min_p": 0.1,
         "repetition_penalty": 1.1, "max_new_tokens": 9,
     }  # fmt: skip
-    greedy = {"temperature": 0.0, "max_new_tokens": 256}
+    greedy = GenerationSettings(temperature=0.0, max_new_tokens=256)
     assert settings_of({}) == greedy
-    assert settings_of({**sampled, "do_sample": False}) == {
-        **greedy, "repetition_penalty": 1.1, "max_new_tokens": 9
-    }  # fmt: skip
-    assert settings_of({"do_sample": True}) == {**greedy, "temperature": 1.0}
-    expected = {key: value for key, value in sampled.items() if key != "do_sample"}
+    assert settings_of({**sampled, "do_sample": False}) == replace(
+        greedy, repetition_penalty=1.1, max_new_tokens=9
+    )
+    assert settings_of({"do_sample": True}) == replace(greedy, temperature=1.0)
+    given = {key: value for key, value in sampled.items() if key != "do_sample"}
+    expected = GenerationSettings(**given)
     assert settings_of(sampled) == expected
     for name, value in (
         ("temperature", 0.3),
@@ -300,12 +306,12 @@ def test_settings_are_the_arguments_over_the_checkpoints_over_greedy():
         ("max_new_tokens", 5),
     ):
         option = "--" + name.replace("_", "-")
-        assert settings_of(sampled, option, str(value)) == {**expected, name: value}
+        assert settings_of(sampled, option, str(value)) == replace(expected, **{name: value})
     # Asking for a sample of a greedy checkpoint turns sampling on; naming an "off" value does not.
     for asked in (("--top-k", "5"), ("--top-p", "0.9"), ("--min-p", "0.1"), ("--num-samples", "2")):
-        assert settings_of({}, *asked)["temperature"] == 1.0
+        assert settings_of({}, *asked).temperature == 1.0
     for off in (("--top-k", "0"), ("--top-p", "1"), ("--min-p", "0"), ("--num-samples", "1")):
-        assert settings_of({}, *off)["temperature"] == 0.0
+        assert settings_of({}, *off).temperature == 0.0
 
 
 @pytest.mark.parametrize(
@@ -321,9 +327,9 @@ def test_a_bad_generation_config_is_one_line(run, tmp_path, config):
 
 
 def test_figures_are_what_the_clock_says(run, monkeypatch):
-    """A clock that moves a second each time it is read: 1 s to each token."""
+    """With a clock that advances one second each time it is read: 1 s a token."""
     ticks = iter(range(1000))
-    monkeypatch.setattr(generate.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     _, out, err = run(FRANCE, "--json")
     answer = json.loads(out)
     load, prompt, new, _ = err.splitlines()
@@ -376,7 +382,7 @@ def test_help_explains_every_option(capsys):
         assert f"--{option}" in out
 
 
-def command(*args, **kwargs):
+def started(*args, **kwargs):
     return subprocess.Popen(
         [sys.executable, "generate.py", *args],
         cwd=ROOT,
@@ -387,31 +393,41 @@ def command(*args, **kwargs):
 
 
 def test_a_closed_pipe_is_quiet():
-    with command(FRANCE, "--quiet", stdout=subprocess.PIPE) as process:
+    with started(FRANCE, "--quiet", stdout=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
 
 
 def test_a_full_disk_is_one_line():
-    with open("/dev/full", "w") as full, command(FRANCE, "--quiet", stdout=full) as process:
+    with open("/dev/full", "w") as full, started(FRANCE, "--quiet", stdout=full) as process:
         error = process.stderr.read()
     assert process.returncode == 2
     assert error == "generate.py: error: [Errno 28] No space left on device\n"
 
 
 def test_a_cold_start_imports_nothing_heavy():
-    """sympy alone is a second; torch imports it as soon as something touches its compiler."""
+    """sympy alone takes a second; torch imports it when its compiler is first touched."""
     code = f"import sys, generate; generate.main([{FRANCE!r}, '--quiet']); "
     code += "print(sorted(sys.modules.keys() & {'sympy', 'torch._dynamo', 'transformers'}))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("program", ["generate", "convert_hf"])
+@pytest.mark.parametrize("option", ["--help", "--bogus"])
+def test_help_and_a_wrong_option_do_without_torch(program, option):
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    code += f"import {program}; {program}.main([{option!r}])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == (0 if option == "--help" else 2)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
 def test_ctrl_c_ends_with_what_was_said_so_far():
     args = ("--raw", "ROMEO:", "--max-new-tokens", "100000", "--temperature", "1", "--seed", "0")
-    slow = "import time, generate; write = generate.write; "
-    slow += "generate.write = lambda text: (write(text), time.sleep(0.05)); "
+    slow = "import time, generate; from nanomodels.cli import terminal; write = terminal.write; "
+    slow += "terminal.write = lambda text: (write(text), time.sleep(0.05)); "
     slow += f"raise SystemExit(generate.main({list(args)}))"
     process = subprocess.Popen(
         [sys.executable, "-c", slow],
@@ -430,7 +446,7 @@ def test_ctrl_c_ends_with_what_was_said_so_far():
 
 
 def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
-    """Two turns; the second feeds only what is new."""
+    """Two turns. The second feeds only the new tokens."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "generate.py"], cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.PIPE
@@ -567,8 +583,9 @@ def test_raw_text_is_not_split(scripted):
 
 def test_reasoning_comes_as_it_is_made_and_before_the_answer(scripted, monkeypatch):
     events = []
-    monkeypatch.setattr(generate, "write", lambda text: events.append(("out", text)))
-    monkeypatch.setattr(generate, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(terminal, "write", lambda text: events.append(("out", text)))
+    monkeypatch.setattr(terminal, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(terminal, "report", lambda *figures: None)
     monkeypatch.setattr(generate, "report", lambda *figures: None)
     scripted("nemotron-3", [THOUGHTFUL], "Capital?")
     kinds = [kind for kind, text in events if text]
@@ -643,6 +660,14 @@ def test_a_stop_string_ends_the_answer_not_the_reasoning(scripted):
     assert (answer["reasoning"], answer["text"]) == ("One. Two.", "Three")
 
 
+def test_tools_need_a_template_that_has_them(run, tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "clock"}]')
+    status, _, err = run("Hi", "--quiet", "--tools", path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "nanochat-tiny: the chat template has no tools" in err
+
+
 CLOCK = {"name": "clock", "description": "The time.", "parameters": {"properties": {"zone": {}}}}
 
 
@@ -652,7 +677,7 @@ def test_tools_reach_the_template_and_calls_are_shown(scripted, tmp_path):
     for tools in ([CLOCK], [{"type": "function", "function": CLOCK}]):
         path = tmp_path / "tools.json"
         path.write_text(json.dumps(tools))
-        assert generate.read_tools(path) == [{"type": "function", "function": CLOCK}]
+        assert command.read_tools(path) == [{"type": "function", "function": CLOCK}]
         replies = [f"Hm.</think>{call}"]
         _, out, _, model = scripted("nemotron-3", replies, "When?", "--tools", path)
         assert out == call + "\n", "<tool_call> is a special token, and yet shown"
@@ -685,16 +710,16 @@ def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words
     assert words in err
 
 
-def conversation(scripted, monkeypatch, family, lines, replies, *args, **settings):
+def talk(scripted, monkeypatch, family, lines, replies, *args, **settings):
     """The messages of a chat's last prompt, tokens fed and prompt for each turn; and stderr."""
-    encode, prompts = generate.Chat.encode, []
+    encode, prompts = conversation.Chat.encode, []
 
     def spy(self, turns, **variables):
         if not variables:
             prompts.append((list(turns), encode(self, turns)))
         return encode(self, turns, **variables)
 
-    monkeypatch.setattr(generate.Chat, "encode", spy)
+    monkeypatch.setattr(conversation.Chat, "encode", spy)
     _, out, err, model = scripted(
         family, replies, *args, stdin="\n".join(lines) + "\n", terminal=True, **settings
     )
@@ -704,9 +729,7 @@ def conversation(scripted, monkeypatch, family, lines, replies, *args, **setting
 
 def test_a_chat_remembers_the_reasoning_apart_from_the_answer(scripted, monkeypatch):
     replies = ["One.\n</think>\n1", "Two.\n</think>\n2"]
-    prompts, _, out, err, _ = conversation(
-        scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies
-    )
+    prompts, _, out, err, _ = talk(scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies)
     assert out == "1\n2\n\n"
     assert "<think>\nOne.\n</think>" in err
     assert prompts[1][0] == [
@@ -721,7 +744,7 @@ def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reaso
 ):
     replies = [f"{'I think. ' * 20}</think>{n}" for n in range(3)]
     lines = ["First?", "Second?", "Third?"]
-    prompts, fed, out, _, model = conversation(
+    prompts, fed, out, _, model = talk(
         scripted, monkeypatch, "nemotron-3", lines, replies, "--system", "Be kind. " * 20
     )
     assert out == "0\n1\n2\n\n"
@@ -733,9 +756,9 @@ def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reaso
 
 
 def test_a_chat_without_reasoning_feeds_only_what_is_new(scripted, monkeypatch):
-    """Over a cache that has to grow, too."""
+    """With a cache that has to grow."""
     replies = [f"Yes, that is {n}." for n in range(5)]
-    prompts, fed, _, _, model = conversation(
+    prompts, fed, _, _, model = talk(
         scripted, monkeypatch, "nemotron-3", [f"{n}?" for n in range(5)], replies,
         *("--no-think", "--max-new-tokens", "20"),
     )  # fmt: skip
@@ -750,7 +773,7 @@ def test_a_chat_works_with_a_template_that_does_not_know_the_generation_prompt(
     scripted, monkeypatch
 ):
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + BEGINNINGS[1]
-    prompts, fed, out, _, _ = conversation(
+    prompts, fed, out, _, _ = talk(
         scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], ["1", "2"], template=template
     )
     assert out == "1\n2\n\n"
@@ -761,7 +784,7 @@ def test_a_chat_whose_context_is_full_forgets_the_oldest_turn_and_begins_anew(
     scripted, monkeypatch
 ):
     lines = [f"Question {n}?" for n in range(6)]
-    prompts, _, out, err, model = conversation(
+    prompts, _, out, err, model = talk(
         scripted, monkeypatch, "nemotron-3", lines, [f"Answer {n}." for n in range(6)],
         *("--no-think", "--max-new-tokens", "20"), context_length=150,
     )  # fmt: skip
@@ -789,7 +812,7 @@ def test_a_chat_says_what_the_whole_prompt_alone_would_give(
             weight.normal_(generator=torch.Generator().manual_seed(1))
     theirs.save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
-    produce, encode, said, prompts = generate.produce, generate.Chat.encode, [], []
+    produce, encode, said, prompts = cli_chat.produce, conversation.Chat.encode, [], []
 
     def spy_produce(rows, *rest):
         interrupted = produce(rows, *rest)
@@ -802,8 +825,8 @@ def test_a_chat_says_what_the_whole_prompt_alone_would_give(
             prompts.append(prompt.ids)
         return prompt
 
-    monkeypatch.setattr(generate, "produce", spy_produce)
-    monkeypatch.setattr(generate.Chat, "encode", spy_encode)
+    monkeypatch.setattr(cli_chat, "produce", spy_produce)
+    monkeypatch.setattr(conversation.Chat, "encode", spy_encode)
     lines = ["One?", "Two and two?", "Three?", "Four and more?"]
     args += ["--max-new-tokens", "9", "--temperature", "3", "--seed", "5"]
     status, _, err = run("--model", tmp_path, *args, stdin="\n".join(lines) + "\n", terminal=True)

@@ -103,20 +103,24 @@ MUTANTS = {
     ),
     "the whole text fed for each token": (
         "decoding.py",
-        "logits = call(tokens[:, None])[:, -1, :vocab_size]",
-        "padded = torch.cat((padded, tokens[:, None]), 1)\n"
-        "            logits = model(padded, logits_to_keep=1)[:, -1, :vocab_size]",
+        "logits = decode_step(tokens[:, None])[:, -1, :vocab_size]",
+        "prompts = [row + [i] for row, i in zip(prompts, ids, strict=True)]\n"
+        "            logits = model(torch.tensor(prompts), logits_to_keep=1)[:, -1, :vocab_size]",
     ),
     "one first token for all samples": (
-        "decoding.py",
+        "sampling.py",
         "seed + j for _",
         "seed + 0 * j for _",
     ),
     "a short row ended with the longest": ("decoding.py", "n < limit", "n < min(limits)"),
-    "a penalty that forgets": ("decoding.py", "seen.scatter_(1, tokens[:, None], True)", "pass"),
+    "a penalty that forgets": (
+        "sampling.py",
+        "self.seen.scatter_(1, tokens[:, None], True)",
+        "pass",
+    ),
     "a penalty without the prompt": (
-        "decoding.py",
-        "row[[i for i in ids if i < vocab_size]] = True",
+        "sampling.py",
+        "row[[i for i in ids if i < settings.vocab_size]] = True",
         "pass",
     ),
     "Nemotron's gain without the one": (
@@ -330,8 +334,8 @@ MUTANTS = {
         "self.window = self.window[rows]\n        self.state = self.state[:1].repeat("
         "len(rows), 1, 1, 1)",
     ),
-    "the stop id given out": ("decoding.py", "on and i not in stop_ids", "on"),
-    "top-p that keeps too few": ("sampling.py", "<= 1 - self.top_p", "<= 1.05 - self.top_p"),
+    "the stop id given out": ("decoding.py", "on and i not in settings.stop_ids", "on"),
+    "top-p that keeps too few": ("sampling.py", "<= 1 - top_p", "<= 1.05 - top_p"),
     "longrope that never goes long": ("rope.py", "if length > trained", "if length > 10**9"),
     "yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
     "the high half of a byte first": (

@@ -19,6 +19,7 @@ import nanomodels
 from nanomodels import nanochat
 from nanomodels.linears import quantized
 from nanomodels.linears.quantized import Int4, Int8, QuantizedLinear
+from nanomodels.linears.sizes import parameter_count
 
 pytestmark = pytest.mark.kernels
 
@@ -369,7 +370,7 @@ def test_a_replaced_linear_keeps_name_shape_and_count():
     quantized.swap_linears(model, "int4", lm_head=True)
     assert {name: p.shape for name, p in model.named_parameters()} == before
     assert all(p.is_meta for p in model.parameters())
-    assert quantized.parameter_count(model) == count
+    assert parameter_count(model) == count
     for _, module in [*model.named_modules()]:
         if isinstance(module, QuantizedLinear):
             # As from a file that is not quantised.
@@ -378,7 +379,7 @@ def test_a_replaced_linear_keeps_name_shape_and_count():
             packed = quantized.quantize(weight, "int4")
             assert torch.equal(module.codes, packed.arranged(MY_BLOCK or 64))
     assert [name for name, _ in model.named_parameters()] == ["embed_tokens.weight"]
-    assert quantized.parameter_count(model) == count
+    assert parameter_count(model) == count
     with pytest.raises(ValueError, match="scheme 'int2' is unknown; supported: int4, int8"):
         quantized.swap_linears(model, "int2")
 

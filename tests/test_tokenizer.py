@@ -407,7 +407,6 @@ def test_the_ids_of_a_nanochat_tokenizer_are_nanochats():
         assert ids == case["ids"]
         assert tokenizer.decode(case["ids"]) == case["text"]
     assert tokenizer.vocab_size == 400 and tokenizer.bos_id == 391
-    assert tokenizer.stop_ids == [391, 395]
     assert tokenizer.special_ids["<|output_end|>"] == 399
     assert tokenizer.token_bytes(391) == b"<|bos|>"
     ids = tokenizer.encode("<|bos|>a", add_bos=False, special=True)
@@ -668,7 +667,7 @@ def test_the_131072_family_has_its_special_tokens_before_its_bytes(load):
         bytes([byte]) for byte in range(256)
     ]
     assert ours.encode("\n") == [1010] and ours.encode("12") == [1000 + ord("1"), 1000 + ord("2")]
-    assert (ours.bos_id, ours.eos_id, ours.stop_ids) == (1, 11, [11])
+    assert (ours.bos_id, ours.eos_id) == (1, 11)
     ids = ours.encode("<think>\n</think><SPECIAL_999>", special=True)
     assert ids == [12, 1010, 13, 999] and ours.decode(ids, skip_special=True) == "\n"
 
@@ -697,12 +696,12 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
     data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] != "</s>"]
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True}
     tokenizer = Tokenizer.load(write(tmp_path / "a", data, tokenizer_config=config))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (0, 1, [1])
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
     assert tokenizer.encode("</s>", special=True) == [1]  # in the vocabulary only, but named
     assert tokenizer.encode("x", add_bos=True)[0] == 0 and len(tokenizer.encode("x")) == 1
     older = {"eos_token": {"content": "<|start|>"}}
     tokenizer = Tokenizer.load(write(tmp_path / "b", data, special_tokens_map=older))
-    assert (tokenizer.bos_id, tokenizer.stop_ids) == (None, [2])
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 2)
     with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is \"</t>\""):
         Tokenizer.load(write(tmp_path / "c", data, tokenizer_config={"eos_token": "</t>"}))
 
@@ -711,7 +710,7 @@ def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
     data = json.loads(trained("nanochat"))
     data["added_tokens"] += [added("<|bos|>", 900), added("<|assistant_end|>", 901)]
     tokenizer = Tokenizer.load(write(tmp_path, data))
-    assert tokenizer.stop_ids == [900, 901] and tokenizer.vocab_size == 902
+    assert tokenizer.vocab_size == 902
 
 
 def test_an_unknown_id_is_refused(load):

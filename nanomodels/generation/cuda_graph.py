@@ -75,7 +75,7 @@ class StaticCache(Cache):
                 entry.commit()
 
     def state(self):
-        """The tensors that a call changes, and that a repeated call would not overwrite."""
+        """The tensors to restore after a trial call: the next one would not overwrite them."""
         layers = [entry for entry in self.entries if isinstance(entry, SSM)]
         tensors = [tensor for entry in layers for tensor in (entry.window, entry.state)]
         return [self.next_slot, self.counts, *tensors]
@@ -94,8 +94,8 @@ def check(model):
 class GraphDecoder:
     """Decode steps of a model with a cache, one token a row; on CUDA as a CUDA graph.
 
-    The steps write in place what other calls replace. Between two steps the cache must not change
-    in another way, and savepoints of it are not valid.
+    The steps write in place what other calls replace. So earlier savepoints become invalid, and
+    between two steps nothing else may change the cache.
     """
 
     def __init__(self, model, cache):
@@ -134,7 +134,7 @@ class GraphDecoder:
         self.logits = self.model(self.ids, cache=self.static, logits_to_keep=1)
 
     def captured(self):
-        """`call` as a graph that has not run yet."""
+        """Capture `call` as a graph, and return what replays it."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

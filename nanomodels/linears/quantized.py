@@ -345,10 +345,3 @@ def join_scales(tensors, scheme):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return joined
-
-
-def parameter_count(model):
-    """The number of weights of a model, in whatever form they are stored."""
-    quantised = (m for m in model.modules() if isinstance(m, QuantizedLinear))
-    count = sum(m.in_features * m.out_features for m in quantised if m.weight is None)
-    return count + sum(p.numel() for p in model.parameters())

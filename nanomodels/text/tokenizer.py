@@ -24,8 +24,8 @@ class Tokenizer:
     """The tokenizer of one checkpoint, made by `Tokenizer.load(folder)`.
 
     vocab_size: the highest id plus one. special_ids: {name: id}. bos_id, eos_id: an id, or None if
-    the checkpoint names none. stop_ids: the ids that end a turn, as far as the tokenizer says.
-    chat_template: the text of the default template, or None.
+    the checkpoint names none. chat_template: the text of the default template, or None. The ids
+    that end generation are the model's: model.stop_ids.
     """
 
     def __init__(self, codec, added, names, templates, prefix=()):
@@ -51,10 +51,6 @@ class Tokenizer:
         # say so; nanochat's own code passes prepend=bos where it encodes a text.
         if not self._prefix and "<|bos|>" in self.special_ids:
             self._prefix = [self.special_ids["<|bos|>"]]
-        stop = {self.eos_id}
-        if "<|assistant_end|>" in self.special_ids:  # nanochat/engine.py stops at both
-            stop |= {self.special_ids["<|assistant_end|>"], self.special_ids.get("<|bos|>")}
-        self.stop_ids = sorted(stop - {None})
         self.chat_template = templates.get("default")
 
     @staticmethod

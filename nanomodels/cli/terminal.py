@@ -1,0 +1,207 @@
+"""What generate.py writes: the text on stdout, the reasoning and the numbers on stderr."""
+
+import os
+import sys
+import time
+
+from nanomodels.generation.stream import ReasoningSplitter, TextStream
+from nanomodels.text.files import say
+
+
+class Completion:
+    """One completion that is being generated."""
+
+    def __init__(self, tokenizer, stop, prompt, room):
+        self.room = room  # new tokens until the context is full
+        self.splitter = None if prompt.thinking is None else ReasoningSplitter(prompt.thinking)
+        self.stream = TextStream(tokenizer, stop, self.splitter)
+        self.text = ""  # of the answer
+        self.tokens = []
+        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
+
+    def push(self, token):
+        """Add the next token, None for a stop id; return the text that is now certain."""
+        if self.finish_reason is not None:
+            return ""
+        if token is None:
+            return self.finish("context" if len(self.tokens) == self.room else "stop")
+        self.tokens.append(token)
+        text = self.stream.push(token)
+        self.text += text
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+        return text
+
+    def finish(self, reason):
+        """End here, unless it has already ended; return the rest of the text."""
+        if self.finish_reason is not None:
+            return ""
+        self.finish_reason = reason
+        text = self.stream.finish()
+        self.text += text
+        return text
+
+    @property
+    def reasoning(self):
+        """The model's reasoning before the answer; None if there is none."""
+        return (self.splitter and self.splitter.reasoning.strip()) or None
+
+    @property
+    def answered(self):
+        """Whether the answer has begun."""
+        return self.splitter is None or self.splitter.state != "reasoning"
+
+
+def produce(completions, rows, max_new_tokens, meter, show):
+    """Add each of `rows`, as generate_batch yields them, to the completions.
+
+    show(completion, text) is called for the first completion, as its text comes. Ctrl-C ends the
+    completions early. Returns whether it was pressed.
+    """
+    interrupted = False
+    try:
+        for row in rows:
+            meter.step()
+            texts = [each.push(token) for each, token in zip(completions, row, strict=True)]
+            show(completions[0], texts[0])
+            if all(each.finish_reason for each in completions):
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    for each in completions:
+        limit = "length" if len(each.tokens) == max_new_tokens else "context"
+        text = each.finish("interrupted" if interrupted else limit)
+        if each is completions[0]:
+            show(each, text)
+    return interrupted
+
+
+class Screen:
+    """Shows one completion as it comes: the answer on stdout, the reasoning on stderr."""
+
+    def __init__(self, reasoning):
+        self.reasoning = reasoning  # whether to show it
+        self.shown = 0  # characters of the reasoning
+        self.closed = False
+
+    def show(self, completion, text):
+        """Write `text`, which is new in the answer, and what is new in the reasoning."""
+        if self.reasoning and completion.reasoning and not self.closed:
+            if self.shown == 0:
+                say("<think>")
+            so_far = completion.splitter.reasoning.lstrip()
+            say(so_far[self.shown :], end="")
+            self.shown = len(so_far)
+            self.closed = completion.answered or completion.finish_reason is not None
+            if self.closed:
+                end = "</think>" if completion.answered else ""
+                say(("" if so_far.endswith("\n") else "\n") + end)
+        write(text)
+
+
+class Meter:
+    """Times a generation and reports the figures on stderr."""
+
+    def __init__(self, model, prompt_tokens):
+        self.model, self.prompt_tokens = model, prompt_tokens
+        self.times = [time.perf_counter()]
+        self.drafted = self.accepted = 0
+
+    def draft(self, drafted, accepted):
+        """Count the tokens of a draft."""
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
+
+    def step(self):
+        """Note that a token has come, in each row."""
+        self.times.append(time.perf_counter())
+
+    def report(self, new_tokens, settings):
+        from nanomodels.linears.sizes import bytes_per_token, device_of
+
+        if len(self.times) < 2:
+            return
+        first = self.times[1] - self.times[0]
+        report(
+            "prompt",
+            f"{self.prompt_tokens} tokens",
+            f"{self.prompt_tokens / first:.0f} tokens/s",
+            f"first token after {first:.3f} s",
+        )
+        figures = [f"{new_tokens} tokens"]
+        if len(self.times) > 2:
+            steps = len(self.times) - 2
+            seconds = self.times[-1] - self.times[1]
+            size = bytes_per_token(self.model)
+            figures += [
+                f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
+                f"{size * (steps - self.accepted) / seconds / 1e9:.2f} GB/s",
+            ]
+        if settings.temperature:
+            figures.append(f"seed {settings.seed}")
+        report("new", *figures)
+        if self.drafted:
+            report("drafts", f"{self.drafted} tokens, {self.accepted} of them right")
+        report("memory", f"{peak_memory(device_of(self.model)) / 1e6:.0f} MB peak")
+
+
+def report(name, *figures):
+    """One line of figures on stderr."""
+    say(f"{name:8}{', '.join(figures)}")
+
+
+def report_unanswered(completions):
+    """One line if completions ended within the reasoning, and not by Ctrl-C."""
+    rows = completions
+    if count := sum(not row.answered and row.finish_reason != "interrupted" for row in rows):
+        which = "the text" if len(rows) == 1 else f"{count} of {len(rows)} texts"
+        say(f"({which} ended before the answer, within the reasoning; see --max-new-tokens)")
+
+
+def show_loading(done, total):
+    if total > 1e9:
+        show_progress(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", done == total)
+
+
+def show_prefill(done, total):
+    if total > 2000:
+        show_progress(f"reading the prompt, {done} of {total} tokens", done == total)
+
+
+def show_progress(line, last):
+    """A line on a terminal that the next one overwrites."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        say(line, end="\r\033[K" if last else "\r")
+
+
+def peak_memory(device):
+    """Bytes: on a GPU of the device, else of this process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def use_utf8():
+    """Read and write UTF-8, whatever the locale; raises ValueError if stdout is closed."""
+    if sys.stdout is None:
+        raise ValueError("standard output is closed")
+    for stream in (sys.stdin, sys.stdout):
+        if stream is not None:
+            stream.reconfigure(encoding="utf-8")
+
+
+def write(text):
+    """Write to stdout at once."""
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def discard_stdout():
+    """Throw away what is still buffered: at exit, writing it would fail again."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,68 @@
+"""The settings of a generation: one frozen object, checked when it is made."""
+
+import secrets
+from dataclasses import dataclass, replace
+
+# Numbers: lowest, highest, what a special value means.
+RANGES = {
+    "temperature": (0, 1e6, "0 is greedy"),
+    "top_k": (0, 2**31, "a whole number, 0 is off"),
+    "top_p": (1e-9, 1, "1 is off"),
+    "min_p": (0, 1, "0 is off"),
+    "repetition_penalty": (0.01, 100, "1 is off"),
+}
+# Whole numbers without an upper limit: the lowest.
+COUNTS = {"num_samples": 1, "max_new_tokens": 0, "draft_lookup": 0}
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How prompts are continued.
+
+    Raises ValueError naming a setting that is out of range.
+    """
+
+    max_new_tokens: int = 256  # of each text
+    num_samples: int = 1  # texts for each prompt
+    temperature: float = 0.0  # 0 is greedy; 1 samples from the model's own probabilities
+    top_k: int = 0  # sample from the k likeliest tokens; 0 is off
+    top_p: float = 1.0  # sample from the likeliest tokens that together have probability p
+    min_p: float = 0.0  # sample from tokens with p times the likeliest token's probability or more
+    repetition_penalty: float = 1.0  # above 1 makes tokens less likely that the text already has
+    seed: int | None = None  # sample j of a prompt uses seed + j; None: a random seed
+    stop_ids: tuple | None = None  # a text ends before these ids; None: model.stop_ids; (): none
+    # Ids from this one on are never chosen: the tokenizer's size, where the model's vocabulary is
+    # padded to more. None: the model's.
+    vocab_size: int | None = None
+    # Most tokens of a draft (drafts.py); 0 is off. 8 to 16 pay on a CPU.
+    draft_lookup: int = 0
+    cuda_graph: bool = False  # run each decode step as a CUDA graph (cuda_graph.py)
+
+    def __post_init__(self):
+        for name, least in COUNTS.items():
+            number = getattr(self, name)
+            if type(number) is not int or number < least:
+                raise ValueError(
+                    f"{name} is {number!r}; it must be a whole number, {least} or more"
+                )
+        for name, (low, high, meaning) in RANGES.items():
+            number = getattr(self, name)
+            kinds = (int,) if name == "top_k" else (int, float)
+            if type(number) not in kinds or not low <= number <= high:
+                raise ValueError(f"{name} is {number!r}; it must be {low} to {high} ({meaning})")
+        if self.seed is not None:
+            whole = type(self.seed) is int
+            if not whole or self.seed < 0 or self.seed + self.num_samples > 2**63:
+                raise ValueError("seed must be a whole number from 0 to 2^63 - 1")
+        if self.cuda_graph and self.draft_lookup:
+            raise ValueError("cuda_graph and draft_lookup do not go together")
+
+    def for_model(self, model):
+        """The same settings, where None is replaced by the model's value or a random seed."""
+        known = model.config.vocab_size
+        return replace(
+            self,
+            seed=secrets.randbits(32) if self.seed is None else self.seed,
+            stop_ids=frozenset(model.stop_ids if self.stop_ids is None else self.stop_ids),
+            vocab_size=min(known, self.vocab_size or known),
+        )
