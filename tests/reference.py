@@ -1,5 +1,7 @@
 """Random checkpoints that transformers writes, and what transformers computes with them."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     NanoChatConfig,
@@ -10,6 +12,8 @@ from transformers import (
     NemotronHForCausalLM,
 )
 
+# nanochat's own checkpoint of its latest era.
+LATEST = Path(__file__).parent / "data" / "nanochat-2026-07-03"
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
