@@ -1,20 +1,47 @@
 """NanoChat, Nemotron and Nemotron-H in plain PyTorch; see README.md.
 
-The names below are imported when they are first used, so that `import nanomodels` costs nothing.
+The modules in this folder are the decoders and what they import. The folders are the machinery:
+checkpoint, text, linears, generation, cli.
+
+Words that the code uses:
+
+    token         an id of the vocabulary, or the text that it stands for
+    row           one sequence of a batch
+    prompt        the tokens that are given; all others are generated
+    prefill       the calls that read the prompt
+    decode step   a call that reads one generated token a row, to choose the next
+    call          one forward pass, with any number of tokens a row
+    slot          where the cache stores one token of each row, or padding
+    position      the index of a token in its row; padding has none
+    padding       fills short rows of a batch; it changes nothing
+    begin         give a call its slots
+    stage         write what a call computes where it does not count yet
+    commit        make a call's tokens part of the cache
+    savepoint     a state of the cache to go back to
+    rollback      undo all calls since a savepoint
+    prefix        the first tokens of a text, which two prompts may share
+    draft         tokens that are guessed, then checked by the model in one call
+    yield         give the caller the next token or piece of text
+    head          the last linear, from hidden states to logits
+    prepack       store a weight in the order in which a CPU kernel reads it
+    quantise      store a weight in 4 or 8 bits; dequantise: compute its numbers again
+    era           a version of nanochat, with its own constants
+
+The names below are imported on first use, so that `import nanomodels` costs nothing.
 """
 
 import importlib
 
-HOMES = {
+_LAZY = {
     "load": "nanomodels.checkpoint.loading",
     "Tokenizer": "nanomodels.text.tokenizer",
     "generate": "nanomodels.generation.decoding",
     "generate_batch": "nanomodels.generation.decoding",
 }
-__all__ = list(HOMES)
+__all__ = list(_LAZY)
 
 
 def __getattr__(name):
-    if name not in HOMES:
+    if name not in _LAZY:
         raise AttributeError(f"module 'nanomodels' has no attribute {name!r}")
-    return getattr(importlib.import_module(HOMES[name]), name)
+    return getattr(importlib.import_module(_LAZY[name]), name)

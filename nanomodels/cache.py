@@ -125,20 +125,20 @@ class Call:
 
     @cached_property
     def packing(self):
-        """(b, t) slots of this call in packed order: each row's tokens first, its padding last."""
-        return self.is_token.logical_not().argsort(dim=1, stable=True)
+        """(b, t) the order of `pack`: each row's tokens first, its padding last. None: as it is."""
+        return (
+            None if self.is_token is None else self.is_token.logical_not().argsort(1, stable=True)
+        )
 
     def pack(self, x):
         """x (b, t, c) with each row's tokens first and zeros after them."""
-        if self.is_token is None:
-            return x
-        return (x * self.is_token[..., None]).take_along_dim(self.packing[..., None], 1)
+        tokens, order = self.is_token, self.packing
+        return x if order is None else (x * tokens[..., None]).take_along_dim(order[..., None], 1)
 
     def unpack(self, x):
         """The inverse of `pack`, for the tokens of x (b, t, c)."""
-        if self.is_token is None:
-            return x
-        return x.take_along_dim(self.packing.argsort(1)[..., None], 1)
+        order = self.packing
+        return x if order is None else x.take_along_dim(order.argsort(1)[..., None], 1)
 
     def last(self, x, count):
         """The last `count` inputs of each row (b, count, c), without its padding.
@@ -379,12 +379,11 @@ def check_call(batch, tokens, attention_mask):
     """Raise ValueError for a call without tokens or with a mask that cannot be read."""
     if tokens == 0:
         raise ValueError("a call needs at least one token a row")
-    if attention_mask is not None and attention_mask.is_floating_point():
-        raise ValueError("attention_mask holds fractions; it must be 1 for a token, 0 for padding")
-    if attention_mask is not None and attention_mask.shape != (batch, tokens):
+    mask = attention_mask
+    if mask is not None and (mask.is_floating_point() or mask.shape != (batch, tokens)):
         raise ValueError(
-            f"attention_mask is {tuple(attention_mask.shape)}; it must be {(batch, tokens)}, "
-            "for the tokens of this call (the cache remembers those before)"
+            f"attention_mask is {mask.dtype} {tuple(mask.shape)}; it must be bool or whole numbers "
+            f"{(batch, tokens)}, 1 for a token and 0 for padding, for the tokens of this call alone"
         )
 
 

@@ -1,13 +1,13 @@
-"""The chosen experts of a layer all at once, on a GPU: the CPU need not know which they are.
+"""All chosen experts of a layer in one computation, for a GPU.
 
-On a CPU nemotron_h.MoE calls the chosen experts one after the other. On a GPU it would have to wait
-for their numbers in each layer, and a CUDA graph cannot wait. So there a layer's weights are
-stacked, and all choices are computed together, in one of two ways:
+On a CPU nemotron_h.MoE calls the chosen experts one after another. On a GPU it would have to wait
+in each layer for the numbers of the chosen experts, and a CUDA graph cannot wait. So on a GPU the
+weights of a layer's experts are stacked, and all choices are computed together in one of two ways:
 
-    grouped     choices sorted by expert: one kernel multiplies each group by its own weight
-    gathered    each choice by a copy of its weight: on any GPU and in any dtype, one token a row
+    grouped     choices sorted by expert; one kernel multiplies each group by its own weight
+    gathered    each choice by a copy of its weight; for decode steps on any GPU, in any dtype
 
-Shapes: r rows, k experts chosen for each, e experts, m width of what they work on, f MLP width.
+Shapes: r rows, k chosen experts of each row, e experts, m width of their input, f MLP width.
 """
 
 import torch
@@ -16,9 +16,9 @@ from torch import nn
 
 
 def fits(experts, x):
-    """Whether a layer's experts are called at once for x (b, t, m).
+    """Whether the experts of a layer are computed together for x (b, t, m).
 
-    Quantised ones are not, nor those that are trained: a stack passes no gradient to their weights.
+    Not if they are quantised, and not if they are trained: the stack has no gradients.
     """
     linear = experts[0].up_proj
     if x.device.type == "cpu" or not isinstance(linear, nn.Linear):
@@ -29,7 +29,7 @@ def fits(experts, x):
 
 
 def at_once(experts, u, chosen, weights):
-    """The weighted sum of what the chosen experts make of each row: (r, m) float32.
+    """The weighted sum of the chosen experts' outputs for each row: (r, m) float32.
 
     u (r, m), chosen (r, k), weights (r, k) float32.
     """
@@ -40,8 +40,9 @@ def at_once(experts, u, chosen, weights):
 def stacked(experts, name):
     """The weights of a linear of all experts: (e, f, m) or (e, m, f).
 
-    They are moved into one tensor in the first call, and again after .to() or a deepcopy, which
-    part them; so no weight is held twice. One that is replaced by another is not noticed.
+    The first call moves them into one tensor, so that no weight is in memory twice. So does the
+    first call after .to() or a deepcopy, which separate them. A weight that is replaced later is
+    not noticed.
     """
     e, linears = len(experts), [getattr(experts[i], name) for i in (0, -1)]
     first, last = (linear.weight for linear in linears)
@@ -52,15 +53,15 @@ def stacked(experts, name):
             stack = torch.stack([linear.weight for linear in linears])
             for linear, weight in zip(linears, stack, strict=True):
                 linear.weight.data = weight
-        torch.cuda.empty_cache()  # the old weights' memory, in pieces too small for another stack
+        torch.cuda.empty_cache()  # the old weights were in pieces too small for the next stack
     return first.as_strided((e, *first.shape), (first.numel(), *first.stride()))
 
 
 def has_grouped(weight):
-    """Whether this GPU multiplies groups of rows in one kernel: in bfloat16, on Hopper and later.
+    """Whether this GPU has a kernel for grouped products: in bfloat16, on Hopper and Blackwell.
 
-    Elsewhere torch itself asks for the groups' sizes (2.11, aten/src/ATen/native/cuda/
-    GroupedBlas.cpp), and knows no rows that are not a multiple of 16 bytes.
+    On others torch waits for the sizes of the groups (2.11, aten/src/ATen/native/cuda/
+    GroupedBlas.cpp). Rows must be a multiple of 16 bytes.
     """
     return (
         hasattr(F, "grouped_mm")  # torch 2.10
@@ -72,17 +73,19 @@ def has_grouped(weight):
 
 
 def grouped(u, chosen, weights, up, down):
-    """`at_once` with F.grouped_mm: each expert reads its weights once."""
+    """`at_once` with F.grouped_mm: each expert's weights are read once."""
     experts, order = chosen.flatten().sort(stable=True)  # (r k)
     ids = torch.arange(len(up), device=u.device)
-    ends = torch.searchsorted(experts, ids, right=True, out_int32=True)  # (e) of each one's rows
+    ends = torch.searchsorted(
+        experts, ids, right=True, out_int32=True
+    )  # (e) where each expert's rows end
     y = F.relu(F.grouped_mm(u[order // chosen.shape[1]], up.mT, offs=ends)).square()  # (r k, f)
     y = F.grouped_mm(y, down.mT, offs=ends)[order.argsort()]  # (r k, m), back in the rows' order
     return (y.view(*chosen.shape, -1) * weights[..., None]).sum(1)
 
 
 def gathered(u, chosen, weights, up, down):
-    """`at_once` with copies of the weights, of no more of them at a time than a stack has."""
+    """`at_once` with copies of the weights, never more at a time than the stack itself."""
     rows = max(1, len(up) // chosen.shape[1])
     y = [
         F.relu(x[:, None, None] @ up[ids].mT).square() @ down[ids].mT  # (r, k, 1, m)

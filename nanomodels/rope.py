@@ -62,42 +62,34 @@ def rotation(rope, positions, length):
 @functools.cache  # without a limit: a CUDA graph reads the same memory again and again
 @torch.inference_mode(False)  # a later call may need autograd
 def frequencies(rope, length, device):
-    """The angle per position of each plane (dim/2,), float32, and the factor on cos and sin.
+    """The angle per position of each plane (dim/2,), float32, and the factor on cos and sin."""
+    exponents = torch.arange(0, rope.dim, 2, dtype=torch.float32, device=device) / rope.dim
+    if rope.rope_type != "default":
+        return SCALED[rope.rope_type](rope, exponents, length)
+    return 1.0 / rope.rope_theta**exponents, 1.0
 
-    Source: transformers 5.23.0 modeling_rope_utils.py:129-680, one branch per rope_type.
-    """
-    theta, factor, dim = rope.rope_theta, rope.factor, rope.dim
-    if rope.rope_type == "dynamic":  # NTK: a larger base for longer texts
-        trained = rope.max_position_embeddings
-        growth = factor * max(length, trained) / trained - (factor - 1)
-        theta = theta * growth ** (dim / (dim - 2))
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
-    inv_freq = 1.0 / theta**exponents
-    scale = 1.0
-    if rope.rope_type == "linear":
-        inv_freq = inv_freq / factor
-    elif rope.rope_type == "yarn":
-        scale = yarn_scale(rope)
-        keep = 1 - yarn_ramp(rope).to(device)  # 1: as trained; 0: interpolated
-        inv_freq = inv_freq / factor * (1 - keep) + inv_freq * keep
-    elif rope.rope_type == "longrope":
-        trained = rope.original_max_position_embeddings
-        scale = rope.attention_factor
-        if scale is None:
-            scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-        divisors = rope.long_factor if length > trained else rope.short_factor
-        divisors = torch.tensor(divisors, dtype=torch.float32, device=device)
-        inv_freq = 1.0 / (divisors * theta**exponents)
-    elif rope.rope_type == "llama3":
-        trained, low, high = (
-            rope.original_max_position_embeddings,
-            rope.low_freq_factor,
-            rope.high_freq_factor,
-        )
-        turns = trained * inv_freq / (2 * math.pi)  # in the trained length
-        smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as trained; 0: divided
-        inv_freq = (1 - smooth) * inv_freq / factor + smooth * inv_freq
-    return inv_freq, scale
+
+# --- The scaled types; source: transformers 5.23.0 modeling_rope_utils.py:129-680 ---
+
+
+def linear(rope, exponents, length):
+    """All planes turn more slowly."""
+    return 1.0 / rope.rope_theta**exponents / rope.factor, 1.0
+
+
+def dynamic(rope, exponents, length):
+    """NTK: a larger base for texts that are longer than those of the training."""
+    trained, dim = rope.max_position_embeddings, rope.dim
+    growth = rope.factor * max(length, trained) / trained - (rope.factor - 1)
+    theta = rope.rope_theta * growth ** (dim / (dim - 2))
+    return 1.0 / theta**exponents, 1.0
+
+
+def yarn(rope, exponents, length):
+    """Fast planes as trained, slow ones divided, a ramp between them (arXiv 2309.00071)."""
+    inv_freq = 1.0 / rope.rope_theta**exponents
+    keep = 1 - yarn_ramp(rope).to(exponents.device)  # 1: as trained; 0: divided
+    return inv_freq / rope.factor * (1 - keep) + inv_freq * keep, yarn_scale(rope)
 
 
 def yarn_scale(rope):
@@ -114,7 +106,7 @@ def yarn_scale(rope):
 
 
 def yarn_ramp(rope):
-    """How much YaRN interpolates each plane (dim/2,), from 0 to 1."""
+    """How much YaRN divides each plane (dim/2,), from 0 to 1."""
 
     def plane(turns):  # the plane that makes so many turns in the trained length
         trained = rope.original_max_position_embeddings
@@ -129,6 +121,35 @@ def yarn_ramp(rope):
     if low == high:
         high += 0.001
     return ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+
+
+def longrope(rope, exponents, length):
+    """A divisor for each plane, with one list for short texts and one for long ones."""
+    trained, factor = rope.original_max_position_embeddings, rope.factor
+    scale = rope.attention_factor
+    if scale is None:
+        scale = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
+    divisors = rope.long_factor if length > trained else rope.short_factor
+    divisors = torch.tensor(divisors, dtype=torch.float32, device=exponents.device)
+    return 1.0 / (divisors * rope.rope_theta**exponents), scale
+
+
+def llama3(rope, exponents, length):
+    """Fast planes as trained, slow ones divided, by their turns in the trained length."""
+    inv_freq = 1.0 / rope.rope_theta**exponents
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    turns = rope.original_max_position_embeddings * inv_freq / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 1: as trained; 0: divided
+    return (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq, 1.0
+
+
+SCALED = {
+    "linear": linear,
+    "dynamic": dynamic,
+    "yarn": yarn,
+    "longrope": longrope,
+    "llama3": llama3,
+}
 
 
 # --- The Hub's config.json ---
@@ -149,7 +170,7 @@ TYPES = {
 COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 # Its spellings at the top level of config.json.
 PARTIAL = ("partial_rotary_factor", "rope_percent", "rope_percentage")
-SCALED = ("yarn", "longrope", "llama3")  # these types need the trained length
+NEED_TRAINED = ("yarn", "longrope", "llama3")  # these types need the trained length
 
 
 def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
@@ -168,14 +189,14 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
     if not isinstance(rope_type, str) or rope_type not in TYPES:
         raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
     required, optional = TYPES[rope_type]
-    if rope_type in SCALED:
+    if rope_type in NEED_TRAINED:
         optional += ("original_max_position_embeddings",)
     for key in given:
         if key not in required + optional + COMMON:
             raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
     context = config["max_position_embeddings"]
     keys = ConfigReader(given)
-    if rope_type in SCALED:  # a top-level key wins over the nested one
+    if rope_type in NEED_TRAINED:  # a top-level key wins over the nested one
         nested = keys.size("original_max_position_embeddings", context)
         original = ConfigReader(config).size("original_max_position_embeddings", nested)
     else:

@@ -259,7 +259,7 @@ MUTANTS = {
     ),
     "Nemotron-H: padding changes the state": (
         "cache.py",
-        "(x * self.is_token[..., None]).take_along_dim",
+        "(x * tokens[..., None]).take_along_dim",
         "x.take_along_dim",
     ),
     "Nemotron-H: padding enters the convolution": (
@@ -362,7 +362,7 @@ MUTANTS = {
         "if length > trained",
         "if length > 10**9",
     ),
-    "rope: yarn without its scale": ("rope.py", "scale = yarn_scale(rope)", "scale = 1.0"),
+    "rope: yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
     "rope: frequencies of each length kept for types that have only one": (
         "rope.py",
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',

@@ -42,12 +42,17 @@ def test_a_command_of_the_readme_prints_what_it_shows(command, output):
     assert run(command) == output
 
 
-def test_the_python_of_the_readme_runs():
-    [code] = blocks("python")
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert "Paris" in result.stdout
+@pytest.mark.parametrize(
+    ("code", "says"), zip(blocks("python"), ("France is Paris.", "loss "), strict=True)
+)
+def test_the_python_of_the_readme_runs(code, says):
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert says in result.stdout
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1200
 
 
 def test_make_prints_a_menu_of_its_targets():
