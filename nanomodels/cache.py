@@ -127,7 +127,9 @@ class Call:
     def packing(self):
         """(b, t) the order of `pack`: each row's tokens first, its padding last. None: as it is."""
         return (
-            None if self.is_token is None else self.is_token.logical_not().argsort(1, stable=True)
+            None
+            if self.is_token is None
+            else self.is_token.logical_not().argsort(dim=1, stable=True)
         )
 
     def pack(self, x):

@@ -1,8 +1,8 @@
-"""Settings that all tests share, and `--device cuda`: where they have nanomodels.load put models.
+"""Settings that all tests share, and the option `--device cuda`, which loads models on a GPU.
 
-A model there takes tensors of the CPU and gives its output back to it, so that tests draw and
-compare numbers on the CPU. Tests marked `cpu` are about the CPU: they, and the programs that they
-start, find no GPU.
+Such a model takes tensors from the CPU and returns its output to the CPU, where tests draw and
+compare numbers. Tests marked `cpu` are about the CPU: no GPU is visible to them, or to the programs
+that they start.
 """
 
 import importlib
@@ -13,9 +13,9 @@ import torch
 
 from nanomodels.checkpoint import loading
 
-# The models here are tiny: a second thread costs more than it brings.
+# The models are tiny: more threads make them slower.
 torch.set_num_threads(1)
-# A shell's background job ignores Ctrl-C, and so would the programs that it starts.
+# A background job of a shell ignores Ctrl-C, and so would the programs that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 
 def from_any_device(call):
-    """A model's __call__ whose tensors may be elsewhere; its output goes where the first one is."""
+    """A model's __call__ that takes tensors from any device; its output is on the first one's."""
 
     def moved(model, *args, **kwargs):
         here = next(model.parameters()).device
@@ -52,7 +52,7 @@ def is_tensor(x):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Load models where --device says; hide the GPU from a test that is about the CPU."""
+    """Load models on --device; hide the GPU from tests about the CPU."""
     device, load = item.config.option.device, loading.load
     with pytest.MonkeyPatch.context() as patch:
         if device == "cpu" or item.get_closest_marker("cpu"):
@@ -66,5 +66,5 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session")
 def device(pytestconfig):
-    """For what a test computes without a model from a folder."""
+    """--device, for tests that load no model."""
     return torch.device(pytestconfig.option.device)

@@ -1,4 +1,4 @@
-"""How much the tests try: a quarter of the cases in `make test`, all in `make test-slow`."""
+"""How many cases the tests try: a quarter of them in `make test`, all in `make test-slow`."""
 
 import os
 
@@ -6,5 +6,5 @@ THOROUGH = "THOROUGH" in os.environ
 
 
 def examples(number):
-    """So many of a property's `number` cases."""
+    """All `number` cases of a property, or a quarter of them."""
     return number if THOROUGH else -(-number // 4)

@@ -1,5 +1,7 @@
 """Random checkpoints that transformers writes, and what transformers computes with them."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     NanoChatConfig,
@@ -10,6 +12,8 @@ from transformers import (
     NemotronHForCausalLM,
 )
 
+# nanochat's own checkpoint of its latest era.
+LATEST = Path(__file__).parent / "data" / "nanochat-2026-07-03"
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -57,7 +61,7 @@ def random_rope(rng, rope_type, rotated, context):
 
 
 def spread(model, rng):
-    """Random weights at which each block matters and logits differ by more than 1."""
+    """Random weights such that each block changes the logits, whose spread is above 1."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=rng)
@@ -175,13 +179,13 @@ def random_nemotron_h(seed, **fixed):
     }
     config = NemotronHConfig(**config | fixed, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     model = NemotronHForCausalLM(config).eval()
-    model.set_experts_implementation("eager")  # the other ones want widths that are multiples of 4
+    model.set_experts_implementation("eager")  # the others need widths that are multiples of 4
     spread(model, rng)
     with torch.no_grad():
         for layer in model.model.layers:
             if layer.block_type == "linear_attention":
-                # dt from 0.01 to 2, a memory of some tens of tokens; and without the floor under dt
-                # that transformers 5.23.0 puts in place of the config's limits.
+                # dt from 0.01 to 2, so that the state remembers some tens of tokens. transformers
+                # 5.23.0 ignores the config's limits of dt, so they are set here.
                 layer.mixer.dt_bias.mul_(2).sub_(2)
                 layer.mixer.A_log.sub_(1)
                 layer.mixer.time_step_limit = tuple(config.time_step_limit)
@@ -195,16 +199,16 @@ FAMILIES = {
     "nemotron": random_nemotron,
     "nemotron_h": random_nemotron_h,
 }
-ROTATING = ("nanochat", "nemotron")  # families whose attention turns by position
+ROTATING = ("nanochat", "nemotron")  # families whose attention rotates queries and keys
 
 
 @torch.inference_mode()
 def tolerance(model, ids, **kwargs):
-    """How far float32 logits may be from this model's: what another order of sums may change.
+    """How far float32 logits may be from this model's: as far as rounding can move them.
 
-    That is as much as weights change them that are off by a rounding each, whatever the CPU: over
-    all families and seeds, with AVX-512, with AVX2 and without either, the largest difference of
-    ours was 0.3 to 1.1 times that.
+    Measured by changing each weight by about one rounding error; the limit is 3 times the largest
+    change. Over all families and seeds, with AVX-512, with AVX2 and without either, the largest
+    difference of ours was 0.3 to 1.1 times that change.
     """
     expected, rng = model(ids, **kwargs).logits, torch.Generator().manual_seed(0)
     weights = {parameter: parameter.clone() for parameter in model.parameters()}
@@ -233,4 +237,4 @@ def first_difference(theirs, ours, ids, tolerance):
         difference = (outputs["theirs", i] - outputs["ours", i]).abs().max()
         if difference > tolerance:
             return f"block {i} is the first that differs, by {difference:.1e}"
-    return "all blocks agree; the difference is behind them"
+    return "all blocks agree; the difference comes after them"

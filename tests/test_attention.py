@@ -1,4 +1,4 @@
-"""Softmax attention against its formula in float64, over blocks, masks and shared heads."""
+"""Softmax attention against its formula in float64: blocks of any size, masks, shared heads."""
 
 import math
 
@@ -31,19 +31,19 @@ def reference(q, k, v, mask, dtype=torch.float64):
 
 
 def inputs(seed, b, h, g, t, s, d, masked):
-    """q, k, v as a decoder gives them: q a view with heads and tokens exchanged, scores spread."""
+    """q, k, v and mask as a decoder gives them: q is transposed, k and v are views of a cache."""
     rng = torch.Generator().manual_seed(seed)
     q = 3 * torch.randn(b, t, h, d, generator=rng).transpose(1, 2)
     k, v = (torch.randn(b, g, s + 3, d, generator=rng)[:, :, :s] for _ in range(2))
     mask = None
     if masked:
         mask = torch.rand(b, 1, t, s, generator=rng) < 0.4
-        mask |= torch.eye(t, s, dtype=torch.bool)  # each sees one at least
+        mask |= torch.eye(t, s, dtype=torch.bool)  # each token sees at least itself
     return q, k, v, mask
 
 
 def on(device, *inputs):
-    """`attend` there, its result brought back."""
+    """`attend` on a device; the result is on the CPU."""
     return attend(*(None if x is None else x.to(device) for x in inputs)).cpu()
 
 
@@ -75,10 +75,10 @@ def test_attention_is_its_formula(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("t", "s"), [(1, 150), (64, 64), (65, 65), (150, 150), (130, 200)])
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_bfloat16_is_rounded_where_it_is_given_and_taken(
+def test_bfloat16_attention_is_rounded_only_at_its_ends(
     device, monkeypatch, t, s, masked, has_bf16
 ):
-    """Scores and softmax in float32: about as near to the formula as that rounding allows."""
+    """Scores and softmax are float32: the error is about that of rounding weights and result."""
     monkeypatch.setattr(attention.cpu, "has_amx", lambda: False)
     monkeypatch.setattr(attention.cpu, "has_bf16", lambda: has_bf16)
     q, k, v, mask = inputs(1, 2, 6, 2, t, s, 32, masked)
@@ -93,15 +93,15 @@ def test_bfloat16_is_rounded_where_it_is_given_and_taken(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("repeated", [1, 1 << 27])
 @pytest.mark.parametrize(("t", "s"), [(7, 7), (5, 12)])
-def test_one_call_of_torch_gives_the_same(monkeypatch, t, s, repeated, masked):
-    """As on CUDA, and on a CPU with AMX: run here, on whatever CPU this is."""
+def test_attend_at_once_gives_the_same_numbers(monkeypatch, t, s, repeated, masked):
+    """The code for CUDA and for CPUs with AMX, run on this CPU."""
     monkeypatch.setattr(attention, "MAX_REPEATED", repeated)
     q, k, v, mask = inputs(2, 2, 4, 2, t, s, 8, masked)
     torch.testing.assert_close(attend_at_once(q, k, v, mask), attend(q, k, v, mask))
 
 
 @pytest.mark.parametrize(("has_amx", "has_bf16"), [(True, True), (False, True), (False, False)])
-def test_the_way_follows_the_cpu(monkeypatch, has_amx, has_bf16):
+def test_the_function_is_chosen_by_dtype_and_cpu(monkeypatch, has_amx, has_bf16):
     monkeypatch.setattr(attention.cpu, "has_amx", lambda: has_amx)
     monkeypatch.setattr(attention.cpu, "has_bf16", lambda: has_bf16)
     called = []
@@ -129,7 +129,7 @@ def test_the_way_follows_the_cpu(monkeypatch, has_amx, has_bf16):
     assert products == expected[has_amx:]
 
 
-def test_gradients_are_those_of_torchs_own_attention():
+def test_gradients_match_torchs_own_attention():
     q, k, v, _ = inputs(3, 1, 4, 2, 100, 100, 8, False)
     grads = []
     for function in (attend, attend_at_once):

@@ -1,4 +1,4 @@
-"""The benchmark runs, on tiny shapes: its figures mean nothing here, that they are there does."""
+"""The benchmark runs on tiny shapes and gives every figure; what these are does not matter here."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import bench
 import pytest
+from benchmark.measure import DRAFTS, PLAIN
+from benchmark.sides import INT4, LLAMA, LLAMA_4, OURS, PAIRS, THEIRS
 
 TINY = [sys.executable, Path(bench.__file__), "--tiny", "--repeats", "1", "--threads", "1"]
 
@@ -31,17 +33,17 @@ def test_the_benchmark_measures_a_model(tmp_path):
     assert not list(work.glob("nanomodels-bench-*"))
     results = json.loads((tmp_path / "b.json").read_text())
     for table in results["drafts"].values():
-        assert set(table) == {bench.DRAFTS, bench.PLAIN}
+        assert set(table) == {DRAFTS, PLAIN}
     assert len(results["drafts"]) == 2
     found = results["models"]["nemotron-3"]
-    assert found["correlation of logits"][bench.THEIRS] > 0.99  # so both did the same
-    assert found["correlation of logits"][bench.INT4] > 0.7
+    assert found["correlation of logits"][THEIRS] > 0.99  # so both computed the same
+    assert found["correlation of logits"][INT4] > 0.7
     # One step of batch 8 reads more experts than one of batch 1, and int4 reads less.
     read = {side: [read[b]["bytes"] for b in "18"] for side, read in found["read"].items()}
-    assert read[bench.INT4][0] < read[bench.OURS][0] < read[bench.OURS][1]
+    assert read[INT4][0] < read[OURS][0] < read[OURS][1]
     for other, table in found["figures"].items():
         for label, sides in table.items():
-            assert set(sides) == {bench.OURS, other}
+            assert set(sides) == {OURS, other}
             assert f"| {label} " in result.stdout
             for figure in sides.values():
                 assert figure["min"] <= figure["median"] <= figure["max"]
@@ -63,13 +65,13 @@ def test_the_benchmark_measures_llama_cpp_on_the_same_weights(tmp_path):
     results = json.loads(file.read_text())
     assert results["llama.cpp"]["version"] in result.stdout
     found = results["models"]["minitron"]
-    assert found["correlation of logits"][bench.LLAMA] > 0.99  # so the GGUF file is right
-    assert found["correlation of logits"][bench.LLAMA_4] > 0.5  # both in 4 bits, each its own
-    sizes = [found["read"][side]["1"]["bytes"] for side in (bench.LLAMA, bench.LLAMA_4)]
+    assert found["correlation of logits"][LLAMA] > 0.99  # so the GGUF file is right
+    assert found["correlation of logits"][LLAMA_4] > 0.5  # both in 4 bits, each its own
+    sizes = [found["read"][side]["1"]["bytes"] for side in (LLAMA, LLAMA_4)]
     assert 0.25 < sizes[1] / sizes[0] < 0.3  # 4.5 bits instead of 16
-    for other in (bench.LLAMA, bench.LLAMA_4):
+    for other in (LLAMA, LLAMA_4):
         for label in ("prefill 32", "prefill 512", "decode x 1", "decode x 8"):
-            assert set(found["figures"][other][f"{label}, tokens/s"]) == set(bench.PAIRS[other])
+            assert set(found["figures"][other][f"{label}, tokens/s"]) == set(PAIRS[other])
 
 
 @pytest.mark.slow
@@ -92,21 +94,21 @@ def test_ctrl_c_ends_the_benchmark_and_its_processes(tmp_path):
     assert process.returncode == 130
     assert not list(tmp_path.glob("nanomodels-bench-*"))
     assert len(children) >= 2
-    until = time.monotonic() + 5  # multiprocessing's own tracker notices a moment later
+    until = time.monotonic() + 5  # multiprocessing's own tracker ends a moment later
     while any(Path("/proc", child).exists() for child in children):
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("wrong", [["--models", "d20,d99"], ["--repeats", "0"], ["--threads", "0"]])
-def test_the_benchmark_refuses_what_it_does_not_know(wrong, capsys):
+def test_the_benchmark_refuses_wrong_options(wrong, capsys):
     with pytest.raises(SystemExit) as caught:
         bench.main(wrong)
     assert caught.value.code == 2
     assert wrong[0] in capsys.readouterr().err
 
 
-def test_the_benchmark_says_what_llama_cpp_needs(monkeypatch, capsys):
+def test_the_benchmark_names_the_packages_that_llama_cpp_needs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(SystemExit) as caught:
         bench.main(["--llama"])

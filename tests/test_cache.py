@@ -1,10 +1,11 @@
-"""The cache: forks, reordering, cutting back, snapshots, files, and what it refuses."""
+"""The cache: clones, reordering, truncation, snapshots, files, and what it refuses."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from compare import close, random_ids
 from reference import random_nanochat, random_nemotron_h
 from safetensors.torch import load_file, save_file
 
@@ -23,13 +24,13 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    """Keys and values alone, or with Mamba-2 windows and states beside them."""
+    """A model whose cache has keys and values alone, and one with Mamba-2 states as well."""
     return nanomodels.load(folder)
 
 
 @pytest.fixture(scope="module")
 def attention(tmp_path_factory):
-    """A model of attention alone, whose cache can be cut back."""
+    """A model of attention alone, whose cache can be truncated."""
     folder = tmp_path_factory.mktemp("attention")
     random_nanochat(8).save_pretrained(folder)
     return nanomodels.load(folder)
@@ -41,52 +42,44 @@ def without_gradients():
         yield
 
 
-def tokens(model, batch, length, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (batch, length), generator=rng)
-
-
 def ragged(model):
     """A cache of three rows with 9, 4 and 1 tokens, padded on the left; and the rows."""
-    ids, lengths = tokens(model, 3, 9), [9, 4, 1]
+    ids, lengths = random_ids(model, 3, 9), [9, 4, 1]
     cache = model.new_cache(3, 30)
     mask = torch.arange(9) >= 9 - torch.tensor(lengths)[:, None]
     model(ids, cache=cache, attention_mask=mask)
     return cache, [row[9 - n :] for row, n in zip(ids, lengths, strict=True)]
 
 
-def close(found, expected):
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
 def test_a_cache_is_allocated_once_at_the_length_asked_for(model):
     cache = model.new_cache(2, 50)
     entries = [entry for entry in cache.entries if isinstance(entry, KV)]
-    places = [entry.k.data_ptr() for entry in entries]
+    addresses = [entry.k.data_ptr() for entry in entries]
     for _ in range(5):
-        model(tokens(model, 2, 10), cache=cache)
-    assert [entry.k.data_ptr() for entry in entries] == places
+        model(random_ids(model, 2, 10), cache=cache)
+    assert [entry.k.data_ptr() for entry in entries] == addresses
     assert {entry.v.shape[2] for entry in entries} == {50}
     assert cache.length == 50
 
 
-def test_a_clone_and_its_parent_never_touch_each_other(model):
-    parent, more = model.new_cache(1, 40), tokens(model, 2, 8, seed=1)
-    ids = tokens(model, 1, 12)
-    model(ids, cache=parent)
-    fork, found = parent.clone(), [[], []]
-    for piece in more.split(2, dim=1):  # in turns, so that shared memory would show
-        found[0].append(model(piece[:1], cache=fork))
-        found[1].append(model(piece[1:], cache=parent))
+def test_a_clone_and_its_original_never_change_each_other(model):
+    original, more = model.new_cache(1, 40), random_ids(model, 2, 8, seed=1)
+    ids = random_ids(model, 1, 12)
+    model(ids, cache=original)
+    clone, found = original.clone(), [[], []]
+    for piece in more.split(2, dim=1):  # in turn, so that shared memory would show
+        found[0].append(model(piece[:1], cache=clone))
+        found[1].append(model(piece[1:], cache=original))
     for logits, row in zip(found, more, strict=True):
         close(torch.cat(logits, 1), model(torch.cat((ids, row[None]), 1), logits_to_keep=8))
 
 
-def test_reordered_rows_go_on_as_the_rows_that_they_are(model):
+def test_reordered_rows_continue_their_own_texts(model):
+    """H20: with a row given twice; of Mamba-2, its window and its state."""
     cache, rows = ragged(model)
     order = [2, 0, 0, 1, 2]
     cache.reorder(order)
-    more = tokens(model, 5, 3, seed=2)
+    more = random_ids(model, 5, 3, seed=2)
     found = model(more, cache=cache)
     for i, source in enumerate(order):
         alone = model(torch.cat((rows[source], more[i]))[None], logits_to_keep=3)
@@ -94,17 +87,17 @@ def test_reordered_rows_go_on_as_the_rows_that_they_are(model):
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 7, 9])
-def test_a_truncated_cache_goes_on_from_there(attention, length):
+def test_a_truncated_cache_continues_from_there(attention, length):
     cache, rows = ragged(attention)
     cache.truncate(length)
-    more = tokens(attention, 3, 4, seed=3)
+    more = random_ids(attention, 3, 4, seed=3)
     found = attention(more, cache=cache)
     for i, row in enumerate(rows):
         close(found[i], attention(torch.cat((row[:length], more[i]))[None], logits_to_keep=4)[0])
 
 
-def test_truncating_gives_back_the_room(attention):
-    cache, ids = attention.new_cache(1, 20), tokens(attention, 1, 20)
+def test_truncating_frees_slots(attention):
+    cache, ids = attention.new_cache(1, 20), random_ids(attention, 1, 20)
     full = attention(ids, cache=cache)
     cache.truncate(6)
     assert cache.length == 6
@@ -114,28 +107,28 @@ def test_truncating_gives_back_the_room(attention):
             cache.truncate(length)
 
 
-def test_a_mamba_state_is_not_truncated_but_restored(tmp_path):
-    """H21: to forget the state and keep the keys would go on with neither text."""
+def test_a_cache_with_mamba_states_refuses_to_be_truncated(tmp_path):
+    """H21: keys of 8 tokens beside a state of 12 would be the cache of no text."""
     random_nemotron_h(8).save_pretrained(tmp_path)
     model = nanomodels.load(tmp_path)
-    cache, ids = model.new_cache(1, 20), tokens(model, 1, 12)
+    cache, ids = model.new_cache(1, 20), random_ids(model, 1, 12)
     model(ids, cache=cache)
-    with pytest.raises(ValueError, match=r"cannot be truncated; take a snapshot\(\)"):
+    with pytest.raises(ValueError, match=r"cannot be truncated; take a savepoint\(\)"):
         cache.truncate(8)
     close(model(ids[:, :3], cache=cache), model(torch.cat((ids, ids[:, :3]), 1), logits_to_keep=3))
 
 
 @pytest.mark.parametrize("suffix", [1, 2, 9])
-def test_conversations_from_one_snapshot_never_touch_each_other(model, suffix):
-    """H22: back to one snapshot again and again, with suffixes shorter than the convolution too."""
+def test_conversations_from_one_snapshot_never_change_each_other(model, suffix):
+    """H22: restored several times; also with suffixes that are shorter than the convolution."""
     cache, rows = ragged(model)
     snapshot = cache.snapshot()
     kept = {name: tensor.clone() for name, tensor in snapshot.items()}
     other = model.new_cache(3, 70)
-    for seed, place in ((1, cache), (2, cache), (3, other), (1, cache)):
-        more = tokens(model, 3, suffix, seed=seed)
-        place.restore(snapshot)
-        found = model(more, cache=place)
+    for seed, target in ((1, cache), (2, cache), (3, other), (1, cache)):
+        more = random_ids(model, 3, suffix, seed=seed)
+        target.restore(snapshot)
+        found = model(more, cache=target)
         for i, row in enumerate(rows):
             alone = model(torch.cat((row, more[i]))[None], logits_to_keep=suffix)[0]
             close(found[i], alone)
@@ -144,7 +137,7 @@ def test_conversations_from_one_snapshot_never_touch_each_other(model, suffix):
 
 def test_a_snapshot_is_restored_after_rows_were_reordered(model):
     cache, rows = ragged(model)
-    snapshot, more = cache.snapshot(), tokens(model, 3, 4)
+    snapshot, more = cache.snapshot(), random_ids(model, 3, 4)
     cache.reorder([2, 2, 0])
     model(more, cache=cache)
     cache.restore(snapshot)
@@ -155,17 +148,17 @@ def test_a_snapshot_is_restored_after_rows_were_reordered(model):
 
 
 def test_a_snapshot_that_does_not_fit_is_refused_and_changes_nothing(model, attention, tmp_path):
-    cache, ids = model.new_cache(1, 12), tokens(model, 1, 12)
+    cache, ids = model.new_cache(1, 12), random_ids(model, 1, 12)
     model(ids[:, :7], cache=cache)
     long, two = model.new_cache(1, 30), model.new_cache(2, 12)
-    model(tokens(model, 1, 20), cache=long)
-    model(tokens(model, 2, 7), cache=two)
+    model(random_ids(model, 1, 20), cache=long)
+    model(random_ids(model, 2, 7), cache=two)
     random_nanochat(11).save_pretrained(tmp_path)
     stranger = nanomodels.load(tmp_path)
     other = stranger.new_cache(1, 12)
-    stranger(tokens(stranger, 1, 7), cache=other)
+    stranger(random_ids(stranger, 1, 7), cache=other)
     for snapshot, message in (
-        (long.snapshot(), "has 20 columns, the cache 12"),
+        (long.snapshot(), "has 20 slots, the cache 12"),
         (two.snapshot(), "is of another model or batch"),
         (other.snapshot(), "is of another model or batch"),
         ({}, "is of another model or batch"),
@@ -188,7 +181,7 @@ print(ids)
 """
 
 
-def test_a_saved_cache_goes_on_in_another_process(model, folder, tmp_path):
+def test_a_saved_cache_continues_in_another_process(model, folder, tmp_path):
     cache, rows = ragged(model)
     ids = [row.tolist() for row in rows]
     cache.save(tmp_path / "saved", ids)
@@ -201,8 +194,8 @@ def test_a_saved_cache_goes_on_in_another_process(model, folder, tmp_path):
         close(found[i], model(torch.cat((row, torch.tensor([5 + i])))[None], logits_to_keep=1)[0])
 
 
-def test_a_cache_file_that_is_not_whole_is_refused_and_changes_nothing(model, tmp_path):
-    cache, ids = model.new_cache(1, 12), tokens(model, 1, 12)
+def test_an_incomplete_cache_file_is_refused_and_changes_nothing(model, tmp_path):
+    cache, ids = model.new_cache(1, 12), random_ids(model, 1, 12)
     model(ids[:, :7], cache=cache)
     path = tmp_path / "saved"
     with pytest.raises(
@@ -223,13 +216,13 @@ def test_a_cache_file_that_is_not_whole_is_refused_and_changes_nothing(model, tm
         cache.load(tmp_path / "nothing")
     path.write_bytes(whole)
     small = model.new_cache(1, 5)
-    with pytest.raises(ValueError, match="saved: the snapshot has 7 columns, the cache 5"):
+    with pytest.raises(ValueError, match="saved: the snapshot has 7 slots, the cache 5"):
         small.load(path)
     close(model(ids[:, 7:], cache=cache), model(ids, logits_to_keep=5))
 
 
 def test_a_save_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
-    cache, ids = model.new_cache(1, 12), tokens(model, 1, 7)
+    cache, ids = model.new_cache(1, 12), random_ids(model, 1, 7)
     model(ids, cache=cache)
     path = tmp_path / "saved"
     cache.save(path, ids.tolist())
@@ -247,7 +240,7 @@ def test_a_save_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
 
 
 def test_more_tokens_than_fit_are_refused_and_change_nothing(model):
-    cache, ids = model.new_cache(1, 10), tokens(model, 1, 20)
+    cache, ids = model.new_cache(1, 10), random_ids(model, 1, 20)
     model(ids[:, :8], cache=cache)
     with pytest.raises(ValueError, match="holds 10 tokens a row, 8 are used and 3 more"):
         model(ids[:, 8:11], cache=cache)
@@ -255,7 +248,7 @@ def test_more_tokens_than_fit_are_refused_and_change_nothing(model):
 
 
 def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
-    cache, ids = model.new_cache(1, 10), tokens(model, 1, 9)
+    cache, ids = model.new_cache(1, 10), random_ids(model, 1, 9)
     model(ids[:, :4], cache=cache)
 
     def interrupt(*_):
@@ -263,30 +256,32 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
 
     hook = model.layers[-1].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        model(tokens(model, 1, 3, seed=5), cache=cache)
+        model(random_ids(model, 1, 3, seed=5), cache=cache)
+    # With padding, too: the cache must not remember that.
     mask = torch.tensor([[0, 1, 1]])
     with pytest.raises(KeyboardInterrupt):
-        model(tokens(model, 1, 3, seed=5), cache=cache, attention_mask=mask)
+        model(random_ids(model, 1, 3, seed=5), cache=cache, attention_mask=mask)
     hook.remove()
     assert not cache.has_padding
     close(model(ids[:, 4:], cache=cache), model(ids, logits_to_keep=5))
 
 
-def test_other_rows_and_other_masks_are_refused(model):
+def test_a_call_that_does_not_fit_the_cache_is_refused(model):
     cache = model.new_cache(2, 10)
     with pytest.raises(ValueError, match="the cache has 2 rows; this call has 3"):
-        model(tokens(model, 3, 2), cache=cache)
+        model(random_ids(model, 3, 2), cache=cache)
     with pytest.raises(
         ValueError, match=r"attention_mask is torch.int64 \(2, 5\); .* numbers \(2, 2\)"
     ):
-        model(tokens(model, 2, 2), cache=cache, attention_mask=torch.ones(2, 5).long())
+        model(random_ids(model, 2, 2), cache=cache, attention_mask=torch.ones(2, 5).long())
     with pytest.raises(ValueError, match="attention_mask is torch.float32"):
-        model(tokens(model, 2, 2), cache=cache, attention_mask=torch.tensor([[0, -1e9]] * 2))
+        model(random_ids(model, 2, 2), cache=cache, attention_mask=torch.tensor([[0, -1e9]] * 2))
     with pytest.raises(ValueError, match="at least one token"):
-        model(tokens(model, 2, 0), cache=cache)
+        model(random_ids(model, 2, 0), cache=cache)
 
 
 def test_the_cache_has_the_dtype_of_the_model(folder):
+    """N9: keys and values; an SSM state is float32 in every model."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cache = nanomodels.load(folder, dtype=dtype).new_cache(1, 4)
         assert {entry.k.dtype for entry in cache.entries if isinstance(entry, KV)} == {dtype}

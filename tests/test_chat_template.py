@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tokenizer import CALM, added, family_131072, trained, write
+from small_tokenizers import CALM, added, family_131072, trained, write
 from transformers import PreTrainedTokenizerFast
 
 from nanomodels.text.chat_template import NANOCHAT_TEMPLATE

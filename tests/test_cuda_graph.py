@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import FAMILIES
-from test_drafts import LATEST, SAMPLING, same_cache
+from compare import SAMPLING, same_cache
+from reference import FAMILIES, LATEST
 
 import nanomodels
 from nanomodels import experts

@@ -1,16 +1,21 @@
-"""The decoders' numbers, for every family: against transformers, and against themselves."""
+"""The decoders of all families: against transformers, against themselves, and without a file."""
 
 import importlib
+import inspect
+import math
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
+from compare import close, random_ids
 from effort import THOROUGH, examples
 from hypothesis import given, settings
 from reference import FAMILIES, ROPE_TYPES, ROTATING, first_difference, tolerance
 
 import nanomodels
+from nanomodels import nanochat, nanochat_2026, nemotron, nemotron_h
 from nanomodels.checkpoint.names import rename
 from nanomodels.checkpoint.tensors import read_tensors
 
@@ -31,11 +36,6 @@ def pair(request, tmp_path_factory):
     )
     assert (folder / "model.safetensors").exists() != bool(seed % 2)
     return theirs, nanomodels.load(folder)
-
-
-def random_ids(model, batch, tokens, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (batch, tokens), generator=rng)
 
 
 @pytest.mark.kernels
@@ -64,7 +64,7 @@ def test_greedy_continuation_matches_transformers(pair):
 @torch.inference_mode()
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_row_equals_the_row_alone(pair, side):
-    """In one pass, and continued with one token a row from a ragged cache."""
+    """G4: in one pass, and continued by two tokens from a cache with padding."""
     ours = pair[1]
     ids, lengths = random_ids(ours, 4, 23), [23, 1, 7, 16]
     mask = torch.arange(23) < torch.tensor(lengths)[:, None]
@@ -86,11 +86,6 @@ def test_a_padded_row_equals_the_row_alone(pair, side):
         rope = getattr(ours.config, "rope", None)
         if rope is None or rope.rope_type not in ("dynamic", "longrope"):
             close(uncached[i, mask[i]], alone[:-2])
-
-
-def close(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -120,7 +115,7 @@ def test_any_split_of_a_prompt_gives_the_same_logits(model, data):
 @settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(model, data):
-    """Padding anywhere: left, right, or in the middle where one piece ends and the next begins."""
+    """N11: with padding on either side, and between one piece and the next."""
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=4), "lengths")
     ids = random_ids(model, len(lengths), max(lengths), seed=sum(lengths))
     cache, done, found = (
@@ -171,7 +166,7 @@ def test_a_token_changes_no_logits_before_it(model):
 
 
 @torch.inference_mode()
-def test_inputs_embeds_and_position_ids_are_honoured(pair):
+def test_inputs_embeds_and_position_ids_match_transformers(pair):
     theirs, ours = pair
     ids = random_ids(ours, 2, 12)
     embeds = theirs.get_input_embeddings()(ids)
@@ -198,7 +193,7 @@ def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, fam
     for tokens in (12, 16, 17, 33):
         ids = random_ids(ours, 1, tokens)
         assert (ours(ids) - theirs(ids).logits).abs().max() <= tolerance(theirs, ids)
-        # One cache turns all its keys alike, whatever the split.
+        # All keys of a cache have the same frequencies, however the prompt is split.
         cache = ours.new_cache(1, tokens)
         close(torch.cat([ours(piece, cache=cache) for piece in ids.split(5, 1)], 1), ours(ids))
 
@@ -206,6 +201,7 @@ def test_a_sequence_beyond_the_trained_length_matches_transformers(tmp_path, fam
 @pytest.mark.cpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family):
+    """H15: nothing is initialised after loading."""
     theirs = FAMILIES[family](0)
     theirs.save_pretrained(tmp_path)
     stored, _ = read_tensors(tmp_path)
@@ -230,8 +226,8 @@ def test_every_parameter_is_the_file_and_maps_it_without_a_copy(tmp_path, family
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["nanochat-tiny", "nemotron-tiny", "nemotron-h-tiny"])
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_the_head_gets_rows_that_lie_together(name, tokens):
-    """Else F.linear copies its bfloat16 weight, 1.5 GB of Minitron-4B's, for each call."""
+def test_the_head_gets_contiguous_rows(name, tokens):
+    """For strided rows F.linear copies a bfloat16 weight in each call; Minitron-4B's is 1.5 GB."""
     model, found = nanomodels.load(Path(__file__).parent.parent / "weights" / name), []
     model.lm_head.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     model(torch.arange(2 * tokens).view(2, tokens), logits_to_keep=1)
@@ -239,3 +235,107 @@ def test_the_head_gets_rows_that_lie_together(name, tokens):
     for x in found:
         m = x.shape[2]
         assert x.shape[1] == 1 and x.stride() == (m, m, 1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Without a checkpoint: Config() alone
+
+DECODERS = {
+    nanochat: nanochat.NanoChat,
+    nanochat_2026: nanochat_2026.NanoChat2026,
+    nemotron: nemotron.Nemotron,
+    nemotron_h: nemotron_h.NemotronH,
+}
+
+
+def name_of(module):
+    return module.__name__.partition(".")[2]
+
+
+@pytest.fixture(params=DECODERS, ids=name_of)
+def module(request):
+    return request.param
+
+
+def built(module, **changes):
+    """A decoder of the tiny default size, with seeded random weights."""
+    torch.manual_seed(0)
+    return DECODERS[module](module.Config(**changes))
+
+
+@torch.inference_mode()
+def test_hidden_and_the_head_are_the_forward_pass(module):
+    """Bit-equal, for each argument that `hidden` takes."""
+    model = built(module)
+    ids = random_ids(model, 2, 21)
+    mask = torch.arange(21) >= torch.tensor([[0], [6]])
+    positions = torch.arange(21).mul(2).expand(2, 21)
+    caches = [model.new_cache(2, 30) for _ in range(2)]
+    arguments = [{}, {"attention_mask": mask}, {"position_ids": positions}, {"logits_to_keep": 3}]
+    for kwargs in (*arguments, {"attention_mask": mask, "logits_to_keep": 1}):
+        check_hidden(model, model.hidden(ids, **kwargs), model(ids, **kwargs))
+    for piece in ids.split([9, 1, 11], 1):
+        x = model.hidden(piece, cache=caches[0])
+        check_hidden(model, x, model(piece, cache=caches[1]))
+    assert [cache.length for cache in caches] == [21, 21]
+    if module is not nanochat_2026:  # which refuses embeddings
+        embeds = torch.randn(2, 5, model.config.hidden_size)
+        x = model.hidden(inputs_embeds=embeds)
+        check_hidden(model, x, model(inputs_embeds=embeds))
+
+
+def check_hidden(model, x, logits):
+    """Check that the head makes the logits of x (b, t, m), which the last norm has normalised."""
+    assert x.shape == (*logits.shape[:2], model.config.hidden_size)
+    found, cap = model.lm_head(x).float(), getattr(model.config, "final_logit_softcapping", None)
+    assert torch.equal(found if cap is None else cap * torch.tanh(found / cap), logits)
+    assert (x.square().mean(-1) - 1).abs().max() < 0.01  # as the norms' weights are at their start
+
+
+def test_a_decoder_without_a_checkpoint_learns(module):
+    """Each parameter gets a finite gradient, and ten steps of AdamW lower the loss."""
+    model = built(module)
+    text = random_ids(model, 4, 80)  # two chunks of the Mamba layer
+    ids, targets = text[:, :-1], text[:, 1:]
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+        optimizer.step()
+        losses.append(loss.item())
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert all(name.endswith("e_score_correction_bias") for name in frozen)
+    assert losses[-1] < losses[0] - 0.5, losses
+
+
+def test_every_parameter_that_learns_counts(module):
+    """Each gradient has a number other than 0, once no gate of 2026 is closed."""
+    model = built(module)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_lambda"):
+            parameter.data.fill_(0.3)
+    text = random_ids(model, 4, 80)
+    F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name
+
+
+def test_a_config_prints_one_field_a_line_and_reads_back(module):
+    config = module.Config(vocab_size=300)
+    first, *fields, last = str(config).splitlines()
+    assert (first, last) == ("Config(", ")")
+    names = [line.partition("=")[0] for line in fields]
+    assert names == [f"    {name}" for name in module.Config.__dataclass_fields__]
+    assert "    vocab_size=300," in fields
+    assert eval(str(config), {**vars(module), "inf": math.inf}) == config
+
+
+def test_all_decoders_take_the_same_arguments(module):
+    for name in ("forward", "new_cache"):
+        method, first = (getattr(DECODERS[m], name) for m in (module, nanochat))
+        assert inspect.signature(method) == inspect.signature(first)

@@ -8,7 +8,7 @@ import torch
 from effort import examples
 from hypothesis import given, settings
 from reference import random_nanochat
-from test_tokenizer import family_131072
+from small_tokenizers import family_131072
 from transformers.generation import logits_process as theirs
 
 import nanomodels

@@ -1,27 +1,20 @@
 """Drafts from the text itself: fewer calls, and the same tokens and cache as without."""
 
 import random
-from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from compare import SAMPLING, same_cache
 from effort import THOROUGH, examples
 from hypothesis import given, settings
-from reference import FAMILIES, ROPE_TYPES, ROTATING, random_nanochat, random_nemotron_h
+from reference import FAMILIES, LATEST, ROPE_TYPES, ROTATING, random_nanochat, random_nemotron_h
 
 import nanomodels
 from nanomodels.generation import decoding
 from nanomodels.generation.drafts import PromptLookup
 
-LATEST = Path(__file__).parent / "data" / "nanochat-2026-07-03"
 KINDS = [*FAMILIES, "nanochat_2026"]
-SAMPLING = {
-    "greedy": {},
-    "penalty": {"repetition_penalty": 1.3},
-    "sampled": {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
-    "all": {"temperature": 1.2, "top_k": 30, "min_p": 0.02, "repetition_penalty": 0.9},
-}
 
 
 def load(kind, folder, seed):
@@ -70,18 +63,6 @@ class Teacher(PromptLookup):
         draft = self.truth[here : here + min(self.most, self.rng.randint(0, 9), max(room, 0))]
         wrong = self.rng.choice([0, 1, 2, 3, 99, 99])
         return [abs(token - (i >= wrong)) for i, token in enumerate(draft)]
-
-
-def same_cache(found, expected):
-    """Whether two caches hold the same, to 1e-5 of the largest value of a tensor."""
-    assert found.length == expected.length
-    assert torch.equal(found.counts, expected.counts)
-    assert torch.equal(found.positions, expected.positions), "rejected drafts leave nothing"
-    mine, other = found.tensors(found.length), expected.tensors(expected.length)
-    assert mine.keys() == other.keys()
-    for name, tensor in mine.items():
-        difference = (tensor.double() - other[name].double()).abs().max()
-        assert difference <= 1e-5 * other[name].double().abs().max(), name
 
 
 def taught(model, monkeypatch, ids, lesson=0, most=8, **kwargs):

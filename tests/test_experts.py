@@ -1,4 +1,4 @@
-"""Experts called at once: the numbers of the loop over them, and nothing is read back."""
+"""Experts called at once: the same numbers as in a loop, and the CPU reads nothing back."""
 
 import copy
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ WAYS = ["gathered", "grouped"] if hasattr(F, "grouped_mm") else ["gathered"]  # 
 
 
 def layer(device, seed=0, **changes):
-    """A layer with random weights; sizes are multiples of 8, as F.grouped_mm wants them."""
+    """A layer with random weights; F.grouped_mm needs sizes that are multiples of 8."""
     hub = {
         **{"hybrid_override_pattern": "E", "hidden_size": 24, "n_routed_experts": 12},
         **{"num_experts_per_tok": 3, "moe_intermediate_size": 16},
@@ -34,7 +34,7 @@ def rows(device, *shape, seed=1):
 
 
 def output(way, moe, x):
-    """The layer's output, its experts called by the loop or at once, in one way or the other."""
+    """The layer's output; way is "loop", "gathered" or "grouped"."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "fits", lambda *_: way != "loop")
         patch.setattr(experts, "has_grouped", lambda _: way == "grouped")
@@ -57,8 +57,10 @@ def close(found, expected, limit=1e-5):
     latent=st.sampled_from([None, 8]),
     uneven=st.sampled_from([0, 1, 100]),
 )
-def test_the_numbers_are_those_of_the_loop(device, way, seed, b, t, chosen, groups, latent, uneven):
-    """Also where some experts are chosen by all tokens, and others by none."""
+def test_experts_at_once_give_the_numbers_of_the_loop(
+    device, way, seed, b, t, chosen, groups, latent, uneven
+):
+    """Also if all tokens choose some experts, and none chooses others."""
     sizes = {"num_experts_per_tok": chosen, "moe_latent_size": latent}
     moe = layer(device, seed, n_group=groups[0], topk_group=groups[1], **sizes)
     moe.gate.e_score_correction_bias.mul_(uneven)
@@ -67,14 +69,14 @@ def test_the_numbers_are_those_of_the_loop(device, way, seed, b, t, chosen, grou
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_is_rounded_as_in_the_loop(device, way):
+def test_bfloat16_errs_no_more_than_in_the_loop(device, way):
     moe, x = layer(device, moe_intermediate_size=128), rows(device, 4, 50).bfloat16()
     exact, moe = output("loop", moe, x.float()), moe.bfloat16()
     errors = [(output(each, moe, x) - exact).square().mean() for each in (way, "loop")]
     assert 0 < errors[0] <= 1.1 * errors[1]
 
 
-def test_weights_are_moved_into_one_tensor_and_stay_what_they_are(device):
+def test_weights_are_moved_into_one_tensor_once_and_keep_their_values(device):
     moe, x = layer(device), rows(device, 2, 3)
     before = {name: weight.clone() for name, weight in moe.state_dict().items()}
     expected = output("gathered", moe, x)
@@ -111,7 +113,7 @@ def test_copies_and_casts_are_stacked_again(device, change):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stack_made_in_inference_mode_serves_outside_it(device, way):
+def test_a_stack_made_in_inference_mode_works_outside_it(device, way):
     moe, x = layer(device), rows(device, 2, 4)
     with torch.inference_mode():
         made_there = layer(device)
@@ -128,7 +130,7 @@ def test_a_stack_made_in_inference_mode_serves_outside_it(device, way):
     close(*grads, 1e-4)
 
 
-def test_weights_are_trained_between_calls(device):
+def test_weights_can_be_trained_between_calls(device):
     moe, x = layer(device).requires_grad_(), rows(device, 2, 3)
     with torch.no_grad():
         before = output("gathered", moe, x)
@@ -145,8 +147,8 @@ def test_weights_are_trained_between_calls(device):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tokens", [1, 20])
-def test_nothing_is_read_back(way, tokens):
-    """On the meta device no number can be read."""
+def test_a_call_reads_no_number_back(way, tokens):
+    """On the meta device, reading one would be an error."""
     moe = layer("meta", n_group=3, topk_group=2).bfloat16()
     x = rows("meta", 2, tokens).bfloat16()
     for _ in range(2):
@@ -154,7 +156,7 @@ def test_nothing_is_read_back(way, tokens):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_on_a_gpu_a_step_waits_for_nothing(device, dtype):
+def test_a_decode_step_on_a_gpu_never_synchronises(device, dtype):
     if device.type != "cuda":
         pytest.skip("for --device cuda")
     moe, x = layer(device).to(dtype), rows(device, 3, 1).to(dtype)
@@ -168,12 +170,12 @@ def test_on_a_gpu_a_step_waits_for_nothing(device, dtype):
     close(found, output("loop", moe, x), 1e-5 if dtype == torch.float32 else 0.02)
 
 
-def test_the_loop_stays_where_it_is_better_or_alone_possible():
+def test_the_loop_is_kept_where_it_is_faster_or_the_only_way():
     moe, one, many = layer("cpu"), rows("cpu", 3, 1), rows("cpu", 1, 3)
     assert not experts.fits(moe.experts, one)
     moe, one, many = moe.to("meta"), one.to("meta"), many.to("meta")
     assert experts.fits(moe.experts, one)
-    assert not experts.fits(moe.experts, many)  # that would be a copy of a weight for each choice
+    assert not experts.fits(moe.experts, many)  # it would copy a weight for each choice
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "has_grouped", lambda _: True)
         assert experts.fits(moe.experts, many)
@@ -201,7 +203,9 @@ def test_the_loop_stays_where_it_is_better_or_alone_possible():
     ],
     ids=str,
 )
-def test_one_kernel_for_all_groups_is_for_bfloat16_on_hopper(monkeypatch, changes, found):
+def test_the_grouped_kernel_is_used_for_bfloat16_on_hopper_and_blackwell(
+    monkeypatch, changes, found
+):
     weight = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (24, 16), "device": "cuda"}
     capability = changes.get("capability", (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)

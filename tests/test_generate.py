@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from reference import FAMILIES
-from test_tokenizer import family_131072
+from small_tokenizers import family_131072
 
 import generate
 import nanomodels

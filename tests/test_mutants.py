@@ -1,6 +1,6 @@
-"""Broken code must fail: each mutant is a mistake that somebody made, or easily could.
+"""Broken code must fail the tests: each mutant is a mistake that somebody made, or easily could.
 
-Each runs the tests over a copy of the project with one change in it. Slow: `make test-slow`.
+For each mutant the tests run over a copy of the project with one change. `make test-slow` runs it.
 """
 
 import os
@@ -22,42 +22,63 @@ TESTS = {
     "writing": ["convert"],
 }
 
-# name: (file, what stands there, what stands there instead)
+# what is wrong: (file, the correct code, the wrong code)
 MUTANTS = {
-    "textbook rotation sign": (
+    "NanoChat: rotation by plus the angle": (
         "nanochat.py",
         "(x1 * cos + x2 * sin, x2 * cos - x1 * sin)",
         "(x1 * cos - x2 * sin, x2 * cos + x1 * sin)",
     ),
-    "softcap before the cast": (
+    "NanoChat: logits capped before the cast to float32": (
         "nanochat.py",
         ".float()\n        cap = self.config.final_logit_softcapping\n"
         "        return logits if cap is None else cap * torch.tanh(logits / cap)",
         "\n        cap = self.config.final_logit_softcapping\n"
         "        return (logits if cap is None else cap * torch.tanh(logits / cap)).float()",
     ),
-    "no norm after the embedding": (
+    "NanoChat: no norm after the embedding": (
         "nanochat.py",
         "        x = rms_norm(x, self.config.rms_norm_eps)\n        for",
         "        for",
     ),
-    "no norm of the keys": ("nanochat.py", "k = rms_norm(rotate(k.float(), cos, sin), self.eps)",
-                            "k = rotate(k.float(), cos, sin)"),
-    "a cache that is ignored": (
+    "NanoChat: keys not normalised": (
+        "nanochat.py",
+        "k = rms_norm(rotate(k.float(), cos, sin), self.eps)",
+        "k = rotate(k.float(), cos, sin)",
+    ),
+    "NanoChat: attention sees only the tokens of the call": (
         "nanochat.py",
         "k, v = kv.extend(k, v, call.first_slot)",
         "kv.extend(k, v, call.first_slot)",
     ),
     "the padded vocabulary not cut": ("nanochat_folder.py", "tensor[:rows]", "tensor"),
-    "a mask off by one, inward": ("cache.py", "(key <= query)", "(key < query)"),
-    "a mask off by one, outward": ("cache.py", "(key <= query)", "(key <= query + 1)"),
-    "is_causal for a later piece": ("attention.py", "mask is None and s > t", "False"),
-    "a block that sees what is to come": ("attention.py", "scores[..., -n:] +=",
-                                          "scores[..., -n:] + "),
-    "the mask of another block": ("attention.py", "~mask[:, :, None, rows]",
-                                  "~mask[:, :, None, :n]"),
-    "scores that are rounded": ("attention.py", "k.float().mT", "k.float().mT.bfloat16().float()"),
-    "keys cut at the queries": ("attention.py", "else s - t + rows.stop", "else rows.stop"),
+    "cache: a token does not see itself": ("cache.py", "(key <= query)", "(key < query)"),
+    "cache: a token sees the next one": ("cache.py", "(key <= query)", "(key <= query + 1)"),
+    "attention: is_causal for a later piece of a prompt": (
+        "attention.py",
+        "mask is None and s > t",
+        "False",
+    ),
+    "attention: a block sees later tokens": (
+        "attention.py",
+        "scores[..., -n:] +=",
+        "scores[..., -n:] + ",
+    ),
+    "attention: each block has the mask of the first": (
+        "attention.py",
+        "~mask[:, :, None, rows]",
+        "~mask[:, :, None, :n]",
+    ),
+    "attention: keys rounded to bfloat16": (
+        "attention.py",
+        "k.float().mT",
+        "k.float().mT.bfloat16().float()",
+    ),
+    "attention: a block misses keys of earlier calls": (
+        "attention.py",
+        "else s - t + rows.stop",
+        "else rows.stop",
+    ),
     "an input that learns nothing": (
         "prepacked.py", "(x.requires_grad and torch.is_grad_enabled())", "False"
     ),
@@ -66,12 +87,12 @@ MUTANTS = {
         "            self.unpack()\n        elif",
         "            pass\n        elif",
     ),
-    "a step whose state decays late": (
+    "Nemotron-H: no decay of the state in a decode step": (
         "nemotron_h.py",
         "S = (state * decay).view(b, g, -1, n)",
         "S = state.clone().view(b, g, -1, n)",
     ),
-    "a step that looks back a token late": (
+    "Nemotron-H: a decode step reads the state before its token": (
         "nemotron_h.py",
         "y = C.view(b, g, 1, n) @ S.mT",
         "y = C.view(b, g, 1, n) @ state.view(b, g, -1, n).mT",
@@ -86,16 +107,23 @@ MUTANTS = {
     "a capture that moves the cache": ("cuda_graph.py", "tensor.copy_(was)", "pass"),
     "a graph whose state stands still": ("cuda_graph.py", "tensor.copy_(new)", "pass"),
     "a graph that writes over one slot": ("cuda_graph.py", "        self.next_slot += 1\n", ""),
-    "a head that copies its weight": ("nemotron.py", "self.norm(x[:, -logits_to_keep:])",
-                                      "self.norm(x)[:, -logits_to_keep:]"),
-    "padding that is seen": ("cache.py", "(key <= query) & (key != PADDING)", "key <= query"),
-    "positions that count padding": (
+    "Nemotron: the head gets strided rows": (
+        "nemotron.py",
+        "self.norm(x[:, -logits_to_keep:])",
+        "self.norm(x)[:, -logits_to_keep:]",
+    ),
+    "cache: tokens see padding": ("cache.py", "(key <= query) & (key != PADDING)", "key <= query"),
+    "cache: positions count padding": (
         "cache.py",
         "is_token.cumsum(1) - 1",
         "torch.arange(tokens, device=device)",
     ),
-    "a shallow clone": ("cache.py", "copy.deepcopy(self)", "copy.copy(self)"),
-    "rows reordered without their positions": (
+    "cache: a clone shares its tensors with the original": (
+        "cache.py",
+        "copy.deepcopy(self)",
+        "copy.copy(self)",
+    ),
+    "cache: rows reordered without their positions": (
         "cache.py",
         "self.positions, self.counts = self.positions[rows], self.counts[rows]",
         "self.counts = self.counts[rows]\n        self.positions = self.positions[:1].repeat("
@@ -123,12 +151,12 @@ MUTANTS = {
         "row[[i for i in ids if i < settings.vocab_size]] = True",
         "pass",
     ),
-    "Nemotron's gain without the one": (
+    "Nemotron: the stored weight taken for the gain": (
         "nemotron.py",
         "self.weight.float() + 1",
         "self.weight.float()",
     ),
-    "Nemotron turned by minus the angle": (
+    "Nemotron: rotation by minus the angle": (
         "nemotron.py",
         "(x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest)",
         "(x1 * cos + x2 * sin, x2 * cos - x1 * sin, rest)",
@@ -156,12 +184,12 @@ MUTANTS = {
         "others[..., None], -math.inf)",
         "others[..., None], 0.0)",
     ),
-    "Nemotron-H: a router's product in the model's dtype": (
+    "Nemotron-H: the router's product in the model's dtype": (
         "nemotron_h.py",
         "scores = F.linear(x.float(), self.weight.float()).sigmoid()",
         "scores = F.linear(x, self.weight.type_as(x)).float().sigmoid()",
     ),
-    "Nemotron-H: dt in bf16, then cast": (
+    "Nemotron-H: dt in bf16, cast to float32 afterwards": (
         "nemotron_h.py",
         "F.softplus(dt.float() + self.dt_bias.float())",
         "F.softplus(dt + self.dt_bias.type_as(dt)).float()",
@@ -173,12 +201,12 @@ MUTANTS = {
         "    B, C = B.repeat_interleave(r, 2), C.repeat_interleave(r, 2)\n"
         "    pieces = []\n    for start in range(0, x.shape[1], chunk):",
     ),
-    "Nemotron-H: a router in bf16": (
+    "Nemotron-H: the router's scores and bias in bf16": (
         "nemotron_h.py",
         "scores + self.e_score_correction_bias.float()",
         "scores.bfloat16() + self.e_score_correction_bias.bfloat16()",
     ),
-    "Nemotron-H: its exact parameters cast": (
+    "Nemotron-H: float32 parameters cast with the model": (
         "nemotron_h.py",
         "parameter.data = data.to(parameter.device)",
         "pass",
@@ -205,17 +233,17 @@ MUTANTS = {
         if kv is not None:
             k, v = kv.extend(k, v, call.first_slot)""",
     ),
-    "Nemotron-H: dt clamped in one pass only": (
+    "Nemotron-H: dt clamped in prefill only": (
         "nemotron_h.py",
         ".clamp(*self.time_step_limit)",
         ".clamp(*(self.time_step_limit if x.shape[1] > 1 else (0.0, math.inf)))",
     ),
-    "Nemotron-H: dt clamped in steps only": (
+    "Nemotron-H: dt clamped in decode steps only": (
         "nemotron_h.py",
         ".clamp(*self.time_step_limit)",
         ".clamp(*(self.time_step_limit if x.shape[1] == 1 else (0.0, math.inf)))",
     ),
-    "Nemotron-H: transformers' floor under dt": (
+    "Nemotron-H: dt at least 0.001, as in transformers": (
         "nemotron_h.py",
         ".clamp(*self.time_step_limit)",
         ".clamp(1e-3)",
@@ -225,7 +253,7 @@ MUTANTS = {
         "F.softplus(dt.float() + self.dt_bias.float())",
         "F.softplus(dt + self.dt_bias.type_as(dt))",
     ),
-    "Nemotron-H: the state in bf16": (
+    "Nemotron-H: the state rounded to bf16": (
         "nemotron_h.py",
         "ssm.stage(window, S)",
         "ssm.stage(window, S.bfloat16().float())",
@@ -235,100 +263,104 @@ MUTANTS = {
         "ssm.stage(window, S)",
         "ssm.stage(window, S.type_as(z))",
     ),
-    "Nemotron-H: the window from the padded end": (
+    "Nemotron-H: the window of a padded row holds padding": (
         "nemotron_h.py",
         "window = call.last(xBC, old.window.shape[1])",
         "window = xBC[:, x.shape[1] :].clone()",
     ),
-    "Nemotron-H: padding that moves the state": (
+    "Nemotron-H: padding changes the state": (
         "cache.py",
         "(x * tokens[..., None]).take_along_dim",
         "x.take_along_dim",
     ),
-    "Nemotron-H: padding in the convolution": (
+    "Nemotron-H: padding enters the convolution": (
         "nemotron_h.py",
         "xBC, dt = call.pack(xBC), call.pack(dt)",
         "dt = call.pack(dt)",
     ),
-    "Nemotron-H: no state from one chunk to the next": (
+    "Nemotron-H: no state reaches the next chunk": (
         "nemotron_h.py",
         "y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state)",
         "y, state = ssd_chunk(x[:, piece], dt[:, piece], A, B[:, piece], C[:, piece], state * 0)",
     ),
-    "Nemotron-H: decay summed in float32": ("nemotron_h.py", "(dt.double() * A", "(dt * A"),
-    "Nemotron-H: a token that sees the next": ("nemotron_h.py", ".triu(1)", ".triu(2)"),
-    "Nemotron-H: no skip": ("nemotron_h.py", "y + x * self.D.float()[:, None]", "y"),
-    "Nemotron-H: weights of experts not normalised": (
+    "Nemotron-H: dt summed in float32": ("nemotron_h.py", "(dt.double() * A", "(dt * A"),
+    "Nemotron-H: a token sees the next one of its chunk": ("nemotron_h.py", ".triu(1)", ".triu(2)"),
+    "Nemotron-H: no D x in the output": ("nemotron_h.py", "y + x * self.D.float()[:, None]", "y"),
+    "Nemotron-H: the experts' weights not normalised": (
         "nemotron_h.py",
         "if config.norm_topk_prob:",
         "if False:",
     ),
-    "Nemotron-H: the router on the latent": (
+    "Nemotron-H: the router sees the latent": (
         "nemotron_h.py",
         "chosen, weights = self.gate(rows)\n        u = self.fc1_latent_proj(rows)",
         "u = self.fc1_latent_proj(rows)\n"
         "        chosen, weights = self.gate(F.pad(u, (0, rows.shape[1] - u.shape[1])))",
     ),
-    "experts whose rows change places": ("experts.py", "[order.argsort()]", ""),
-    "experts that lose their first row": ("experts.py", "right=True", "right=False"),
-    "experts that are trained in vain": ("experts.py", "torch.is_grad_enabled() and", "False and"),
-    "experts that are moved for nothing": ("experts.py", "linear.weight.data = weight", "pass"),
-    "Nemotron-H: padding left where the packing put it": (
+    "experts: rows in another order": ("experts.py", "[order.argsort()]", ""),
+    "experts: each loses its first row": ("experts.py", "right=True", "right=False"),
+    "experts: at once also where weights are trained": (
+        "experts.py",
+        "torch.is_grad_enabled() and",
+        "False and",
+    ),
+    "experts: stacked again in each call": ("experts.py", "linear.weight.data = weight", "pass"),
+    "Nemotron-H: tokens left in packed order": (
         "nemotron_h.py",
         "self.norm(call.unpack(y), z)",
         "self.norm(y, z)",
     ),
-    "an interrupted call that leaves padding": (
+    "cache: an interrupted call sets has_padding": (
         "cache.py",
         "padded = self.has_padding or is_token is not None",
         "padded = self.has_padding = self.has_padding or is_token is not None",
     ),
-    "padding forgotten with its call": (
+    "cache: has_padding is never set": (
         "cache.py",
         "        self.has_padding |= call.is_token is not None\n",
         "",
     ),
-    "2026: lambdas that are cast": (
+    "NanoChat 2026: lambdas cast with the model": (
         "nanochat_2026.py",
         "parameter.data = data.to(parameter.device)",
         "pass",
     ),
-    "2026: a window a token too short": (
+    "NanoChat 2026: windows one token too short": (
         "nanochat_2026.py",
         "(key >= query - window)",
         "(key > query - window)",
     ),
-    "2026: the gates of another era": (
+    "NanoChat 2026: the gate scale of another era": (
         "nanochat_2026.py",
         "self.gate_scale * self.ve_gate",
         "2.0 * self.ve_gate",
     ),
-    "2026: a smear that forgets the piece before": (
+    "NanoChat 2026: smear forgets the token before the call": (
         "nanochat_2026.py",
         "previous_ids(ids, seen, call.positions)",
         "previous_ids(input_ids, call.positions, call.positions)",
     ),
-    "2026: the middle a layer early": (
+    "NanoChat 2026: backout from a layer too early": (
         "nanochat_2026.py",
         "if i == self.config.num_hidden_layers // 2:",
         "if i == self.config.num_hidden_layers // 2 - 1:",
     ),
-    "a snapshot of views": (
+    "cache: a snapshot of views": (
         "cache.py",
         "view.clone(memory_format=torch.contiguous_format)",
         "view",
     ),
-    "a restore that keeps the length": (
+    "cache: restore keeps the old length": (
         "cache.py",
         "        self.length = length\n        self.has_padding",
         "        self.has_padding",
     ),
-    "a state moved by an interrupted call": (
+    "cache: an interrupted call replaces the state": (
         "cache.py",
         "        self.staged = window, state",
         "        self.staged = self.window, self.state = window, state",
     ),
-    "rows reordered without their states": (
+    "cache: rows reordered without their SSM states": (
         "cache.py",
         "self.window, self.state = self.window[rows], self.state[rows]",
         "self.window = self.window[rows]\n        self.state = self.state[:1].repeat("
@@ -336,8 +368,22 @@ MUTANTS = {
     ),
     "the stop id given out": ("decoding.py", "on and i not in settings.stop_ids", "on"),
     "top-p that keeps too few": ("sampling.py", "<= 1 - top_p", "<= 1.05 - top_p"),
-    "longrope that never goes long": ("rope.py", "if length > trained", "if length > 10**9"),
-    "yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
+    "rope: longrope never uses its long factors": (
+        "rope.py",
+        "if length > trained",
+        "if length > 10**9",
+    ),
+    "rope: yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
+    "rope: frequencies of each length kept for types that have only one": (
+        "rope.py",
+        '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
+        "",
+    ),
+    "NanoChat 2026: hidden before the last norm": (
+        "nanochat_2026.py",
+        "        return rms_norm(x[:, -logits_to_keep:], eps)",
+        "        return x[:, -logits_to_keep:]",
+    ),
     "the high half of a byte first": (
         "modelopt.py",
         "(e2m1.repeat(16), e2m1.repeat_interleave(16))",
@@ -360,10 +406,16 @@ MUTANTS = {
                                  "return kernel_block() is not None"),
     "many rows in a slow dtype": ("quantized.py", "rows.to(cpu.product_dtype(x.dtype, x.device))",
                                   "rows"),
-    "values in a slow dtype": ("attention.py", "v = v.to(cpu.product_dtype(v.dtype, v.device))",
-                               "v = v"),
-    "key heads that change places": ("attention.py", "return torch.cat(y, dim=1)",
-                                     "return torch.cat(y[::-1], dim=1)"),
+    "attention: values in a dtype that the CPU multiplies slowly": (
+        "attention.py",
+        "v = v.to(cpu.product_dtype(v.dtype, v.device))",
+        "v = v",
+    ),
+    "attention: heads in another order": (
+        "attention.py",
+        "return torch.cat(y, dim=1)",
+        "return torch.cat(y[::-1], dim=1)",
+    ),
     "a float16 that overflows": ("prepacked.py", "(largest <= torch.finfo(torch.float16).max) & ",
                                  ""),
     "a float16 of small numbers": ("prepacked.py", "(largest >= 2**-13)", "(largest >= 2**-30)"),
@@ -405,7 +457,7 @@ def test_a_mutant_fails(tmp_path, name):
     (tmp_path / "weights").symlink_to(ROOT / "weights")
     (path,) = (tmp_path / "nanomodels").rglob(file)
     code = path.read_text()
-    assert code.count(old) == 1, f"{old!r} stands {code.count(old)} times in {file}"
+    assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in {file}"
     path.write_text(code.replace(old, new))
     # The file's own tests first: there it fails the soonest.
     own = [f"tests/test_{name}.py" for name in TESTS.get(path.stem, [path.stem])]

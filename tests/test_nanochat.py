@@ -16,6 +16,7 @@ GOLDEN = DATA / "nanochat-2025-10-16"
 
 @torch.inference_mode()
 def test_nanochat_itself_gives_the_same_logits_and_greedy_ids():
+    """N2, N15: the logits, the greedy ids, and both stop ids."""
     model, expected = nanomodels.load(GOLDEN), load_file(GOLDEN / "expected.safetensors")
     logits = model(expected["input_ids"])[:, expected["positions"]]
     assert (logits - expected["logits"]).abs().max() <= 1e-4
@@ -26,7 +27,7 @@ def test_nanochat_itself_gives_the_same_logits_and_greedy_ids():
 
 @torch.inference_mode()
 def test_the_rows_that_pad_a_vocabulary_are_cut(tmp_path):
-    """nanochat pads its embedding to a multiple of 64 from 2025-12-23 on."""
+    """N14: nanochat pads its embedding to a multiple of 64 from 2025-12-23 on."""
     tensors = torch.load(GOLDEN / "model_000010.pt", weights_only=True)
     for name in ("_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"):
         tensors[name] = torch.cat((tensors[name], torch.full((48, 32), 9.0)))
@@ -38,6 +39,7 @@ def test_the_rows_that_pad_a_vocabulary_are_cut(tmp_path):
 
 @torch.inference_mode()
 def test_softcap_and_norms_are_float32_in_a_bf16_model(tmp_path):
+    """N10: from bf16 to float32 before the cap."""
     theirs = random_nanochat(0)
     theirs.config.final_logit_softcapping = 2.0
     theirs.save_pretrained(tmp_path)
@@ -45,7 +47,7 @@ def test_softcap_and_norms_are_float32_in_a_bf16_model(tmp_path):
     ids = torch.arange(40)[None]
     logits = ours(ids)
     assert logits.dtype == torch.float32
-    # Capped after the cast: the uncapped value is a bf16 number again.
+    # The head's output is bf16 and the cap is not: undone, it gives a bf16 number again.
     uncapped = 2 * torch.atanh(logits.double() / 2)
     near = logits.abs() < 1.9
     torch.testing.assert_close(
@@ -116,14 +118,20 @@ def test_older_rope_spellings_are_read():
     assert nanochat.config_from_hub(old) == nanochat.config_from_hub(new)
 
 
+def test_nanochats_own_checkpoints_have_the_eps_of_their_training():
+    """N3: that of F.rms_norm, 2^-23; the Hub's default is 1e-6."""
+    assert nanomodels.load(GOLDEN).config.rms_norm_eps == 2.0**-23
+    assert nanochat.config_from_hub({}).rms_norm_eps == 1e-6
+
+
 @pytest.mark.parametrize(
     ("name", "params"), [("d20", 560_988_160), ("d32", 1_879_048_192), ("d34", 2_217_082_880)]
 )
 def test_the_published_sizes_have_the_published_parameter_counts(name, params):
     sizes = {"d20": (20, 10, 1280), "d32": (32, 16, 2048), "d34": (34, 17, 2176)}
     layers, heads, width = sizes[name]
-    native = {"sequence_len": 2048, "vocab_size": 65536, "n_layer": layers}
-    native |= {"n_head": heads, "n_kv_head": heads, "n_embd": width}
+    meta = {"sequence_len": 2048, "vocab_size": 65536, "n_layer": layers}
+    meta |= {"n_head": heads, "n_kv_head": heads, "n_embd": width}
     with torch.device("meta"):
-        model = nanochat.NanoChat(nanochat.config_from_hub(nanochat.config_from_nanochat(native)))
+        model = nanochat.NanoChat(nanochat.config_from_hub(nanochat.config_from_nanochat(meta)))
     assert sum(p.numel() for p in model.parameters()) == params

@@ -1,6 +1,5 @@
 """NanoChat of 2026: against nanochat itself, a plain float64 reference per era, and itself."""
 
-import inspect
 import json
 import math
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import torch
+from compare import close, random_ids
 from effort import examples
 from hypothesis import given, settings
 from safetensors.torch import load_file
@@ -24,8 +24,8 @@ GOLDEN = [
     for date in ("2025-10-16", "2026-01-18", "2026-07-03")
 ]
 LATEST = GOLDEN[2]
-# Each era's numbers once more, as facts/checkpoints.md section 6 has them: rope base, q/k scale,
-# short window of a context of 1000, softcap, gate channels, gate scale, smear and backout.
+# The constants of each era, read once more from nanochat's history: rope base, q/k scale, short
+# window of a context of 1000, softcap, gate channels, gate scale, smear and backout.
 FACTS = {
     "2026-01-11": (1e4, 1.0, 500, 15, None, None, False),
     "2026-01-18": (1e4, 1.0, 500, 15, 32, 2, False),
@@ -33,7 +33,7 @@ FACTS = {
     "2026-03-09": (1e5, 1.15, 384, 15, 12, 3, False),
     "2026-03-14": (1e5, 1.2, 256, 15, 12, 3, True),
 }
-TOLD_BY_TENSORS = [era for era in FACTS if era != "2026-03-03"]
+DETECTED = [era for era in FACTS if era != "2026-03-03"]
 LAYERS, HEADS, GROUPS, HEAD, VOCAB, CONTEXT = 4, 4, 2, 10, 131, 1000
 
 
@@ -82,7 +82,7 @@ def checkpoint(folder, era, context=CONTEXT, pattern="SL", seed=0):
 
 
 def reference(tensors, ids, era, windows):
-    """Logits (t, VOCAB) of one row of ids in float64, head by head, written from the facts."""
+    """Logits (t, VOCAB) of one row of ids in float64, head by head, as nanochat's code says."""
     base, qk, _, cap, channels, gate_scale, smear = FACTS[era]
     w = {name: tensor.double() for name, tensor in tensors.items()}
     t = len(ids)
@@ -129,16 +129,6 @@ def reference(tensors, ids, era, windows):
     return cap * torch.tanh(logits[:, :VOCAB] / cap)
 
 
-def tokens(model, batch, length, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (batch, length), generator=rng)
-
-
-def close(found, expected):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.inference_mode():
@@ -152,7 +142,7 @@ def latest():
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
-    """Windows of 18 and 37 tokens, so that short texts cross them; with values, without smear."""
+    """Windows of 18 and 37 tokens, shorter than the texts; with value embeddings, without smear."""
     folder = tmp_path_factory.mktemp("narrow")
     checkpoint(folder, "2026-01-18", context=37)
     return nanomodels.load(folder)
@@ -177,18 +167,19 @@ def test_nanochat_itself_gives_the_same_logits_ids_and_tokens(folder):
         assert ids == case["ids"]
 
 
-def test_the_golden_folders_are_of_the_class_that_their_tensors_say():
+def test_the_golden_folders_load_as_the_class_of_their_era():
     classes = [type(nanomodels.load(folder)) for folder in GOLDEN]
     assert classes == [nanochat.NanoChat, *[nanochat_2026.NanoChat2026] * 2]
 
 
 @pytest.mark.parametrize("era", FACTS)
-def test_every_era_is_told_by_its_tensors_and_has_its_constants(tmp_path, era):
+def test_every_era_is_detected_and_has_its_constants(tmp_path, era):
+    """N1: from the tensors; the era with softcap 20 has to be asked for."""
     tensors = checkpoint(tmp_path, era, pattern="SSL")
-    model = nanomodels.load(tmp_path, era=None if era in TOLD_BY_TENSORS else era)
+    model = nanomodels.load(tmp_path, era=None if era in DETECTED else era)
     short, cap = FACTS[era][2:4]
     assert model.config.windows == (short, short, 1000, 1000)
-    ids = tokens(model, 1, 560, seed=1)
+    ids = random_ids(model, 1, 560, seed=1)
     expected = reference(tensors, ids[0], era, model.config.windows)
     assert expected.std() > 3 and expected.abs().max() < cap
     assert (model(ids)[0] - expected).abs().max() <= 1e-4
@@ -219,16 +210,16 @@ def test_a_short_window_has_three_definitions(context, shorts):
         (None, [37] * 4),
     ],
 )
-def test_a_window_pattern_is_repeated_and_the_last_layer_looks_far(tmp_path, pattern, expected):
+def test_a_window_pattern_is_repeated_and_the_last_layer_is_long(tmp_path, pattern, expected):
     tensors = checkpoint(tmp_path, "2026-01-11", context=37, pattern=pattern)
     model = nanomodels.load(tmp_path)
     assert list(model.config.windows) == expected
-    ids = tokens(model, 1, 80)  # far beyond the context, so that L's limit is seen, too
+    ids = random_ids(model, 1, 80)  # longer than the context, so that the limit of L matters, too
     close(model(ids)[0].double(), reference(tensors, ids[0], "2026-01-11", expected))
 
 
 def test_a_window_keeps_one_key_more_than_it_looks_back(narrow):
-    """N4: a change 18 tokens back is seen through one windowed layer, 19 back is not."""
+    """N4: a token sees 18 earlier ones and itself, so 19 keys."""
     layer = narrow.layers[0].self_attn
     mask_of = nanochat_2026.window_mask
     call = nanochat_2026.NoCache(1, "cpu").begin(1, 30)
@@ -243,16 +234,17 @@ def test_a_window_keeps_one_key_more_than_it_looks_back(narrow):
 @given(cuts=st.sets(st.integers(1, 299), max_size=12))
 @pytest.mark.parametrize("folder", GOLDEN[1:], ids=lambda folder: folder.name)
 def test_any_split_of_300_tokens_equals_one_pass(folder, cuts):
+    """N6: the first token of each piece is smeared with the last one of the piece before."""
     with torch.inference_mode():
         model = nanomodels.load(folder)
-        ids, cuts = tokens(model, 1, 300, seed=len(cuts)), sorted(cuts)
+        ids, cuts = random_ids(model, 1, 300, seed=len(cuts)), sorted(cuts)
         cache = model.new_cache(1, 300)
         pieces = ids.tensor_split(cuts, dim=1)
         close(torch.cat([model(piece, cache=cache) for piece in pieces], 1), model(ids))
 
 
 def test_token_by_token_across_the_windows_equals_one_pass(model):
-    ids = tokens(model, 2, 300)
+    ids = random_ids(model, 2, 300)
     cache, full = model.new_cache(2, 300), model(ids)
     found = [model(piece, cache=cache) for piece in ids.split(1, dim=1)]
     close(torch.cat(found, 1), full)
@@ -260,7 +252,7 @@ def test_token_by_token_across_the_windows_equals_one_pass(model):
 
 
 def test_greedy_decoding_across_the_windows_equals_whole_passes(model):
-    ids = tokens(model, 1, 100)[0, :20].tolist()
+    ids = random_ids(model, 1, 100)[0, :20].tolist()
     found = list(nanomodels.generate(model, ids, max_new_tokens=150, stop_ids=[]))
     assert len(found) == min(150, model.context_length - 19)
     for token in found:
@@ -272,11 +264,11 @@ def test_greedy_decoding_across_the_windows_equals_whole_passes(model):
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["latest", "narrow"])
 def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(request, name, data):
-    """Padding on either side, and in the middle where pieces meet; rows that pause, too."""
+    """N11: with padding on either side and between pieces; some pieces give a row no token."""
     model = request.getfixturevalue(name)
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=2, max_size=4), "lengths")
     rows = len(lengths)
-    ids = tokens(model, rows, max(lengths), seed=sum(lengths))
+    ids = random_ids(model, rows, max(lengths), seed=sum(lengths))
     cache, done, found = model.new_cache(rows, 600), [0] * rows, [[] for _ in lengths]
     with torch.inference_mode():
         while done != lengths:
@@ -300,14 +292,14 @@ def test_any_split_of_a_ragged_batch_gives_each_row_as_it_is_alone(request, name
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_row_equals_the_row_alone(model, side):
-    ids, lengths = tokens(model, 4, 61), [61, 1, 40, 22]
+    ids, lengths = random_ids(model, 4, 61), [61, 1, 40, 22]
     mask = torch.arange(61) < torch.tensor(lengths)[:, None]
     rows = [row[:n] for row, n in zip(ids, lengths, strict=True)]
     padded = torch.where(mask, ids, 5)
     if side == "left":
         mask = mask.flip(1)
         padded[mask] = torch.cat(rows)
-    cache, more = model.new_cache(4, 64), tokens(model, 4, 3, seed=1)
+    cache, more = model.new_cache(4, 64), random_ids(model, 4, 3, seed=1)
     for logits in (model(padded, attention_mask=mask),
                    model(padded, cache=cache, attention_mask=mask)):  # fmt: skip
         for i, row in enumerate(rows):
@@ -319,47 +311,47 @@ def test_a_padded_row_equals_the_row_alone(model, side):
 
 def ragged(model):
     """A cache of three rows with 44, 4 and 1 tokens, padded on the left; and the rows."""
-    ids, lengths = tokens(model, 3, 44), [44, 4, 1]
+    ids, lengths = random_ids(model, 3, 44), [44, 4, 1]
     cache = model.new_cache(3, 60)
     model(ids, cache=cache, attention_mask=torch.arange(44) >= 44 - torch.tensor(lengths)[:, None])
     return cache, [row[44 - n :] for row, n in zip(ids, lengths, strict=True)]
 
 
-def goes_on(model, cache, rows, seed=2):
-    """Whether the cache goes on from the rows named."""
-    more = tokens(model, len(rows), 3, seed=seed)
+def continues(model, cache, rows, seed=2):
+    """Check that the cache continues the rows given."""
+    more = random_ids(model, len(rows), 3, seed=seed)
     found = model(more, cache=cache)
     for i, row in enumerate(rows):
         close(found[i], model(torch.cat((row, more[i]))[None], logits_to_keep=3)[0])
 
 
-def test_a_cache_is_reordered_cloned_and_put_back_with_its_ids(model, tmp_path):
+def test_a_cache_is_reordered_cloned_and_restored_with_its_ids(model, tmp_path):
     cache, rows = ragged(model)
-    snapshot, fork = cache.snapshot(), cache.clone()
+    snapshot, clone = cache.snapshot(), cache.clone()
     cache.save(tmp_path / "saved", [row.tolist() for row in rows])
     cache.reorder([2, 0, 0, 1, 2])
-    goes_on(model, cache, [rows[i] for i in (2, 0, 0, 1, 2)])
-    goes_on(model, fork, rows, seed=3)
+    continues(model, cache, [rows[i] for i in (2, 0, 0, 1, 2)])
+    continues(model, clone, rows, seed=3)
     for seed in (4, 5):
         other = model.new_cache(3, 90)
         other.restore(snapshot)
-        goes_on(model, other, rows, seed)
-        fork.restore(snapshot)
-        goes_on(model, fork, rows, seed + 2)
+        continues(model, other, rows, seed)
+        clone.restore(snapshot)
+        continues(model, clone, rows, seed + 2)
     other = model.new_cache(3, 60)
     assert other.load(tmp_path / "saved") == [row.tolist() for row in rows]
-    goes_on(model, other, rows)
+    continues(model, other, rows)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 20, 43])
-def test_a_cache_is_cut_back_with_its_ids(model, length):
+def test_a_cache_is_truncated_with_its_ids(model, length):
     cache, rows = ragged(model)
     cache.truncate(length)
-    goes_on(model, cache, [row[:length] for row in rows])
+    continues(model, cache, [row[:length] for row in rows])
 
 
 def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
-    cache, ids = model.new_cache(1, 10), tokens(model, 1, 9)
+    cache, ids = model.new_cache(1, 10), random_ids(model, 1, 9)
     model(ids[:, :4], cache=cache)
 
     def interrupt(*_):
@@ -367,14 +359,14 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
 
     hook = model.layers[-1].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        model(tokens(model, 1, 3, seed=5), cache=cache)
+        model(random_ids(model, 1, 3, seed=5), cache=cache)
     hook.remove()
     close(model(ids[:, 4:], cache=cache), model(ids, logits_to_keep=5))
 
 
 @pytest.mark.parametrize("era", FACTS)
 def test_a_prompt_of_one_token_runs(tmp_path, era):
-    """N7: nanochat itself asserts that there are more."""
+    """N7: nanochat itself asserts that there are several."""
     tensors = checkpoint(tmp_path, era)
     model = nanomodels.load(tmp_path, era=era)
     expected = reference(tensors, torch.tensor([5]), era, [1000] * 4)
@@ -383,7 +375,7 @@ def test_a_prompt_of_one_token_runs(tmp_path, era):
     close(model(torch.tensor([[5]]), cache=cache)[0].double(), expected)
 
 
-def test_a_file_of_two_dtypes_loads_and_lambdas_stay_float32(tmp_path):
+def test_a_file_of_two_dtypes_loads_and_its_lambdas_stay_float32(tmp_path):
     tensors = checkpoint(tmp_path, "2026-03-14")
     halved = {
         name: tensor.bfloat16() if "wte" in name or "value_embeds" in name else tensor
@@ -403,6 +395,31 @@ def test_a_file_of_two_dtypes_loads_and_lambdas_stay_float32(tmp_path):
     assert (small(ids)[0] - expected).abs().mean() < 0.3
     cache = small.new_cache(1, 40)
     assert small(ids, cache=cache).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda model: model.bfloat16(),
+        lambda model: model.half(),
+        lambda model: model.to(torch.bfloat16),
+        lambda model: model.to("cpu", torch.bfloat16),
+    ],
+    ids=["bfloat16", "half", "to", "to a device"],
+)
+def test_lambdas_stay_float32_when_the_model_is_cast(cast):
+    model = nanochat_2026.NanoChat2026(nanochat_2026.Config())
+    names = ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
+    before = {}
+    for name in names:
+        values = getattr(model, name).data.fill_(1 + 2**-20)  # not a number of bfloat16
+        before[name] = values.clone()
+    model = cast(model)
+    for name, parameter in model.named_parameters():
+        assert (parameter.dtype == torch.float32) == (name in names), name
+    for name in names:
+        assert torch.equal(getattr(model, name), before[name])
+    assert model(random_ids(model, 1, 5)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -426,7 +443,7 @@ def test_a_file_of_two_dtypes_loads_and_lambdas_stay_float32(tmp_path):
         ("2026-01-11", (), {"resid_lambdas": (5,)}, r"resid_lambdas is \[5\]"),
     ],
 )  # fmt: skip
-def test_an_unknown_combination_is_refused_by_its_tensors(tmp_path, era, drop, add, words):
+def test_tensors_of_no_known_era_are_refused_by_name(tmp_path, era, drop, add, words):
     tensors = checkpoint(tmp_path, era)
     tensors |= {name: torch.ones(shape) for name, shape in add.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in drop}
@@ -468,7 +485,7 @@ def test_an_era_that_does_not_fit_is_refused(tmp_path):
         ({"n_embd": 16}, "n_embd is 16; the gates look at 24 channels"),
     ],
 )
-def test_a_meta_that_is_not_implemented_is_refused_by_name(tmp_path, change, words):
+def test_an_unsupported_meta_file_is_refused_by_the_name_of_the_key(tmp_path, change, words):
     checkpoint(tmp_path, "2026-03-14")
     path = tmp_path / "meta_000010.json"
     meta = json.loads(path.read_text())
@@ -481,22 +498,16 @@ def test_a_meta_that_is_not_implemented_is_refused_by_name(tmp_path, change, wor
         nanomodels.load(tmp_path)
 
 
-def test_embeddings_in_place_of_ids_are_refused(latest):
+def test_embeddings_instead_of_ids_are_refused(latest):
     for arguments in ({}, {"inputs_embeds": torch.ones(1, 2, 32)}):
         with pytest.raises(ValueError, match="give input_ids alone"):
             latest(**arguments)
 
 
 def test_position_ids_change_the_rotation_alone(latest):
-    ids = tokens(latest, 1, 40)
-    close(latest(ids, position_ids=torch.arange(7, 47)[None]), latest(ids))  # relative alone
+    ids = random_ids(latest, 1, 40)
+    close(latest(ids, position_ids=torch.arange(7, 47)[None]), latest(ids))  # shifted
     assert (latest(ids, position_ids=2 * torch.arange(40)[None]) - latest(ids)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["rms_norm", "rotate", "MLP"])
-def test_what_both_nanochats_share_is_the_same_text(name):
-    ours, first = (getattr(module, name) for module in (nanochat_2026, nanochat))
-    assert inspect.getsource(ours) == inspect.getsource(first)
 
 
 def test_generate_takes_a_training_folder_and_an_era(tmp_path):
@@ -509,7 +520,7 @@ def test_generate_takes_a_training_folder_and_an_era(tmp_path):
     plain = generate("--model", tmp_path, "--max-new-tokens", "8")
     assert plain.returncode == 0 and plain.stdout.strip() and "GB/s" in plain.stderr
     asked = generate("--model", tmp_path, "--max-new-tokens", "8", "--era", "2026-03-03")
-    assert asked.stdout == plain.stdout  # a softcap changes no greedy choice
+    assert asked.stdout == plain.stdout  # a softcap does not change the greedy choice
     wrong = generate("--model", tmp_path, "--era", "2026-03-14")
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert "era 2026-03-14 has other tensors than this file" in wrong.stderr

@@ -83,7 +83,7 @@ def test_sequence_classification_matches_transformers(tmp_path, side, problem, l
 
 
 @torch.inference_mode()
-def test_sequence_classification_needs_to_know_padding_in_a_batch(tmp_path):
+def test_sequence_classification_of_a_batch_needs_the_id_of_padding(tmp_path):
     theirs, _ = head(tmp_path, "NemotronForSequenceClassification")
     theirs.config.pad_token_id = None
     theirs.save_pretrained(tmp_path)
@@ -103,9 +103,9 @@ def test_question_answering_matches_transformers(tmp_path, side):
     starts, ends = torch.tensor([0, 2, 99]), torch.tensor([10, 99, 6])  # 99: beyond the text
     expected = theirs(ids, attention_mask=mask, start_positions=starts, end_positions=ends)
     first, last = ours(ids, attention_mask=mask)
-    real = mask.bool()  # what a padding position says nobody reads
-    close(first[real], expected.start_logits[real])
-    close(last[real], expected.end_logits[real])
+    is_token = mask.bool()  # logits of padding mean nothing
+    close(first[is_token], expected.start_logits[is_token])
+    close(last[is_token], expected.end_logits[is_token])
     whole = theirs(ids, start_positions=starts, end_positions=ends)
     close(ours.loss(*ours(ids), starts, ends), whole.loss)
 
@@ -121,6 +121,7 @@ def test_token_classification_matches_transformers(tmp_path, side):
 
 
 def test_norm_weights_of_the_references_are_far_from_zero_and_one():
+    """M4: so a gain without the 1, or a lost bias, changes the logits."""
     for name, parameter in random_nemotron(5).named_parameters():
         if "norm" in name:
             assert parameter.abs().mean() > 0.3, name
@@ -149,6 +150,7 @@ def test_an_empty_config_means_what_transformers_documents():
     ],
 )
 def test_every_spelling_is_read(config, dim):
+    """M2: of the rotated part, and of the head width."""
     assert nemotron.config_from_hub(config).rope.dim == dim
 
 
@@ -165,7 +167,7 @@ def test_every_spelling_is_read(config, dim):
         ({"rope_percent": 0.01}, "1 wide"),
     ],
 )
-def test_what_is_not_implemented_or_contradicts_itself_is_refused(config, words):
+def test_an_unsupported_or_contradictory_config_is_refused(config, words):
     with pytest.raises(ValueError, match=words):
         nemotron.config_from_hub(config)
 

@@ -1,6 +1,6 @@
 """Nemotron-H beyond the decoder's logits: the scan, the router, and what others got wrong.
 
-H1 to H29 are the known faults of other implementations that a test here or in test_decoders shows.
+known_bugs.md explains the codes, such as H3.
 """
 
 import json
@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from compare import close, random_ids
 from effort import examples
 from hypothesis import given, settings
 from reference import random_nemotron_h
@@ -22,7 +23,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHTopkRout
 
 import nanomodels
 from nanomodels import nemotron_h
-from nanomodels.cache import KV, SSM
+from nanomodels.cache import KV, SSM, NoCache
 
 CONFIGS = Path(__file__).parent / "data" / "configs"
 PARAMETERS = {
@@ -66,7 +67,7 @@ def test_every_published_config_has_the_published_parameter_count(name):
     count = {kind: sum(p.numel() for p in layer.parameters()) for kind, layer in kinds.items()}
     outside = 2 * config.vocab_size * config.hidden_size + config.hidden_size
     assert sum(count[kind] for kind in config.layers) + outside == PARAMETERS[name]
-    assert config.time_step_limit == (0.0, math.inf)  # H1: what all of them say, or leave unsaid
+    assert config.time_step_limit == (0.0, math.inf)  # H1: each says so, or says nothing
 
 
 @pytest.mark.parametrize(
@@ -128,11 +129,11 @@ def test_the_scan_is_the_recurrence(device, seed, b, t, g, heads_a_group, chunk,
     assert torch.equal(state, before)
 
 
-def test_a_small_step_after_large_ones_keeps_its_decay():
-    """Sums of dt over a chunk in float32 lose it: the difference of two large numbers."""
+def test_a_small_dt_after_large_ones_keeps_its_decay():
+    """In float32 it would be lost: it is the difference of two large sums of dt."""
     dt = torch.cat((torch.full((1, 40, 1), 10.0), torch.full((1, 24, 1), 1e-3)), 1)
     x = torch.zeros(1, 64, 1, 1)
-    x[:, 40] = 1e3  # all that comes out is this, decayed by the steps behind it
+    x[:, 40] = 1e3  # the only input; the output is this, decayed
     ones = torch.ones(1, 64, 1, 1)
     A, state = torch.tensor([-3.0]), torch.zeros(1, 1, 1, 1)
     y, _ = nemotron_h.ssd(x, dt, A, ones, ones, state, 64)
@@ -140,7 +141,7 @@ def test_a_small_step_after_large_ones_keeps_its_decay():
     assert ((y - expected)[:, 40:].abs() <= 1e-6 * expected[:, 40:]).all()
 
 
-def test_steps_that_forget_everything_give_no_nan():
+def test_a_decay_to_zero_gives_no_nan():
     x, dt, ones = torch.randn(1, 9, 2, 3), torch.full((1, 9, 2), 1e4), torch.ones(1, 9, 1, 4)
     A = -torch.tensor([80.0, 1.0]).exp()
     y, state = nemotron_h.ssd(x, dt, A, ones, ones, torch.zeros(1, 2, 3, 4), 4)
@@ -149,7 +150,7 @@ def test_steps_that_forget_everything_give_no_nan():
 
 
 class Sizes(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes, in bytes."""
+    """Records the size in bytes of the largest tensor that any operation makes."""
 
     largest = 0
 
@@ -169,8 +170,8 @@ def largest_of_a_scan(t, chunk, h=8, g=2, n=16):
     return sizes.largest, x.nbytes
 
 
-def test_memory_of_the_scan_is_linear_and_a_short_prompt_pays_for_no_whole_chunk():
-    """H25: transformers held (chunks, chunk, chunk, heads, state), and padded 10 tokens to 256."""
+def test_memory_of_the_scan_grows_linearly_and_a_short_prompt_is_not_padded_to_a_chunk():
+    """H25: no tensor is (chunks, chunk, chunk, heads, state); 10 tokens are not padded to 256."""
     for t in (10, 1000, 4000):
         largest, size = largest_of_a_scan(t, 256)
         assert largest <= max(size, 8 * 8 * min(t, 256) ** 2)
@@ -181,8 +182,8 @@ def test_memory_of_the_scan_is_linear_and_a_short_prompt_pays_for_no_whole_chunk
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
-def test_what_a_long_prompt_needs_beside_the_cache(tmp_path, kind):
-    """Mamba layers: the same for any length. Attention: one piece's mask, a byte for each token."""
+def test_memory_of_a_long_prompt_beside_the_cache(tmp_path, kind):
+    """Mamba: the same for any length. Attention: the mask of one piece, one byte for each token."""
     model = ours(tmp_path, 4, layers_block_type=[kind, "mlp"], max_position_embeddings=10_000)
     largest = []
     for tokens in (2_000, 8_000):
@@ -229,20 +230,13 @@ def ours(tmp_path, seed, **fixed):
     return nanomodels.load(tmp_path)
 
 
-def ids_of(model, batch, tokens, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(model.config.vocab_size, (batch, tokens), generator=rng)
-
-
-def close(found, expected, tolerance=1e-5):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
-
-
 @pytest.mark.parametrize("limit", [(0.0, math.inf), (0.01, 0.5)], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_dt_has_the_limits_of_the_config_in_every_path(device, tmp_path, limit, groups):
-    """H1, H8, H27: small and large dt; in one pass, in pieces and by the token; parts unequal."""
+    """H1, H8, H27: with small and large dt, in one pass, in pieces and token by token.
+
+    Some groups of the norm have far larger numbers than others.
+    """
     model = ours(
         tmp_path,
         groups,
@@ -253,24 +247,24 @@ def test_dt_has_the_limits_of_the_config_in_every_path(device, tmp_path, limit, 
     )
     mixer = model.layers[0].mixer
     wanted = torch.tensor([1e-4, 1e-3, 5e-3, 0.05, 0.3, 1.0, 3.0, 10.0], device=device)
-    mixer.dt_bias.data = wanted.expm1().log()  # softplus of it is what is wanted
+    mixer.dt_bias.data = wanted.expm1().log()  # its softplus is `wanted`
     mixer.in_proj.weight.data[-8:] *= 0.01
     channels = mixer.in_proj.weight.shape[0] // 2
     mixer.in_proj.weight.data[: channels // 2] *= 30  # some groups far larger than others
     u = torch.randn(2, 41, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
-    u, step = u.to(device), nanomodels.cache.place(None, None, 2, 41, device)
+    u, call = u.to(device), NoCache(1, device).begin(2, 41)
     expected = mixer_by_the_token(mixer, model.config, u)
-    close(mixer(u, step, None), expected)
+    close(mixer(u, call, None), expected)
     for size in (1, 3, 17):
         entry, found = mixer.new_state(2, torch.float32), []
         for piece in u.split(size, 1):
-            found.append(mixer(piece, step, entry))
+            found.append(mixer(piece, call, entry))
             entry.commit()
         close(torch.cat(found, 1), expected)
     free = nemotron_h.Mamba(model.config).to(device)
     free.load_state_dict(mixer.state_dict())
     free.time_step_limit = (0.0, math.inf)
-    same = (free(u, step, None) - mixer(u, step, None)).abs().max() == 0
+    same = (free(u, call, None) - mixer(u, call, None)).abs().max() == 0
     assert same == (limit == (0.0, math.inf))
 
 
@@ -298,10 +292,10 @@ def model(tmp_path_factory):
 @settings(max_examples=examples(200), deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_gives_the_same_logits_and_the_same_state(model, data):
-    """H3, H22, H23, H26: pieces shorter than the convolution, and around the chunk's length."""
+    """H3, H22, H23, H26: pieces shorter than the convolution, and about as long as a chunk."""
     tokens = data.draw(st.integers(1, 45), "tokens")
     sizes = st.one_of(st.sampled_from([1, 2, 3, 5, 7, 8, 9, 15, 16, 17]), st.integers(1, tokens))
-    ids = ids_of(model, 2, tokens, seed=tokens)
+    ids = random_ids(model, 2, tokens, seed=tokens)
     whole, cache = model.new_cache(2, tokens), model.new_cache(2, tokens)
     with torch.inference_mode():
         expected, found, done = model(ids, cache=whole), [], 0
@@ -318,15 +312,18 @@ def test_any_split_gives_the_same_logits_and_the_same_state(model, data):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_row_leaves_the_window_and_the_state_of_the_row_alone(model, side):
-    """H4 to H7: rows shorter than the convolution, one chunk, three; a batch of one as well."""
+    """H4, H5, H6, H7: for rows shorter than the convolution, of one chunk and of several.
+
+    Also for a batch of a single row.
+    """
     lengths = [33, 1, 2, 3, 5, 17]
-    ids = ids_of(model, len(lengths), 33)
+    ids = random_ids(model, len(lengths), 33)
     mask = torch.arange(33) < torch.tensor(lengths)[:, None]
     if side == "left":
         mask = mask.flip(1)
     cache = model.new_cache(len(lengths), 40)
     logits = model(torch.where(mask, ids, 3), cache=cache, attention_mask=mask)
-    more = ids_of(model, len(lengths), 2, seed=1)
+    more = random_ids(model, len(lengths), 2, seed=1)
     together = states(cache)
     continued = model(more, cache=cache)
     for i in range(len(lengths)):
@@ -345,10 +342,10 @@ def test_a_padded_row_leaves_the_window_and_the_state_of_the_row_alone(model, si
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("width", [2, 3, 4, 5])
-def test_a_prompt_shorter_than_the_convolution_goes_on_as_uncached(tmp_path, tokens, width):
-    """H23."""
+def test_a_short_prompt_continues_as_without_a_cache(tmp_path, tokens, width):
+    """H23: with prompts shorter than the convolution, of its length, and longer."""
     model = ours(tmp_path, width, **HYBRID | {"conv_kernel": width})
-    ids = ids_of(model, 1, tokens + 8)
+    ids = random_ids(model, 1, tokens + 8)
     cache = model.new_cache(1, tokens + 8)
     found = [model(ids[:, :tokens], cache=cache)]
     found += [model(ids[:, i : i + 1], cache=cache) for i in range(tokens, tokens + 8)]
@@ -358,11 +355,14 @@ def test_a_prompt_shorter_than_the_convolution_goes_on_as_uncached(tmp_path, tok
 @pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_token_changes_no_logits_before_it(tmp_path, seed, experts):
-    """H2, in every chunk: not by a bit. Only where the number of tokens that meet in an expert
-    changes, may its matrix product sum in another order."""
+    """H2: in every chunk, and bit-equal.
+
+    With experts not bit-equal: with another number of tokens, an expert's matrix product may add
+    in another order.
+    """
     kinds = ["linear_attention", "full_attention", "mlp", "linear_attention"]
     model = ours(tmp_path, seed, chunk_size=4, layers_block_type=kinds + ["moe"] * experts)
-    ids = ids_of(model, 1, 23)
+    ids = random_ids(model, 1, 23)
     before = model(ids)
     for place in (3, 4, 9, 14, 22):
         changed = ids.clone()
@@ -375,13 +375,13 @@ def test_a_token_changes_no_logits_before_it(tmp_path, seed, experts):
         assert (before[:, place] - after[:, place]).abs().max() > 0.01
 
 
-def test_attention_knows_no_positions(tmp_path):
-    """H11: without Mamba layers, the last token sees a set."""
+def test_attention_does_not_know_positions(tmp_path):
+    """H11: without Mamba layers, the order of the earlier tokens does not matter."""
     model = ours(tmp_path, 2, layers_block_type=["full_attention", "mlp", "full_attention"])
-    ids = ids_of(model, 1, 20)
+    ids = random_ids(model, 1, 20)
     shuffled = torch.cat((ids[:, torch.randperm(19)], ids[:, -1:]), 1)
     assert not torch.equal(ids, shuffled)
-    # One layer only: a second one would see the tokens in between see different sets.
+    # One layer only: in a second one, the earlier tokens would have seen different tokens.
     model.layers = model.layers[:1]
     model.config = nemotron_h.Config(**{**vars(model.config), "layers": "*"})
     close(model(shuffled)[:, -1], model(ids)[:, -1])
@@ -413,7 +413,7 @@ def router(seed, **fixed):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("groups", [(1, 1), (2, 1), (4, 2), (8, 3)])
 def test_experts_and_their_weights_are_those_of_transformers(norm, groups):
-    """H17, H19: over 1000 tokens; a bias changes who is chosen, never the weight."""
+    """H17, H19: for 1000 tokens. The bias changes which experts are chosen, never their weights."""
     n_group, topk_group = groups
     theirs, mine, x = router(
         1, norm_topk_prob=norm, n_group=n_group, topk_group=topk_group, routed_scaling_factor=2.5
@@ -426,7 +426,7 @@ def test_experts_and_their_weights_are_those_of_transformers(norm, groups):
 
 
 def test_no_expert_outside_the_chosen_groups_even_where_all_scores_are_negative():
-    """H18: a mask of 0 in place of -inf would win over negative scores."""
+    """H18: experts masked with 0 instead of -inf would win over negative scores."""
     _, mine, x = router(2, n_group=4, topk_group=2)
     mine.e_score_correction_bias.data = torch.full((16,), -1.5)
     chosen, _ = mine(x)
@@ -434,7 +434,7 @@ def test_no_expert_outside_the_chosen_groups_even_where_all_scores_are_negative(
 
 
 def test_a_near_tie_is_decided_in_float32(tmp_path):
-    """H16: rounded to bf16, the biases are equal and another expert is chosen."""
+    """H16: in bf16 the biases are equal, and another expert would be chosen."""
     _, mine, x = router(3, num_experts_per_tok=1)
     mine.weight.data.zero_()
     bias = torch.full((16,), 0.5)
@@ -444,8 +444,8 @@ def test_a_near_tie_is_decided_in_float32(tmp_path):
     assert (mine(x.bfloat16())[0] == 11).all()
 
 
-def test_the_routers_product_is_float32_for_a_bf16_model():
-    """H17: experts and weights of 1000 bf16 rows are those of the same rows in float32."""
+def test_the_router_computes_in_float32_in_a_bf16_model():
+    """H17: the experts and weights of 1000 bf16 rows are those of the same rows in float32."""
     theirs, mine, x = router(4)
     mine = mine.bfloat16()
     assert not torch.equal(mine.weight, mine.weight.bfloat16())
@@ -457,8 +457,8 @@ def test_the_routers_product_is_float32_for_a_bf16_model():
     close(weights.gather(1, order), expected_weights.gather(1, expected_order), 1e-6)
 
 
-def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
-    """H9, H10, H16: read from a bf16 checkpoint, asked for as bf16, or cast afterwards."""
+def test_a_bf16_model_keeps_its_float32_parameters_and_state(tmp_path):
+    """H9, H10, H16: read from a bf16 checkpoint, loaded as bf16, or cast after loading."""
     theirs = random_nemotron_h(11, **HYBRID)
     keep = ("A_log", "D", "dt_bias", "gate.weight", "e_score_correction_bias")
     exact = {name: p for name, p in theirs.state_dict().items() if name.endswith(keep)}
@@ -480,7 +480,7 @@ def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
             assert parameter.dtype == torch.float32
             assert torch.equal(parameter.cpu(), exact[name])
         cache = model.new_cache(2, 30)
-        for piece in ids_of(model, 2, 30).split([20, 1, 9], 1):
+        for piece in random_ids(model, 2, 30).split([20, 1, 9], 1):
             model(piece, cache=cache)
             for entry in cache.entries:
                 if isinstance(entry, SSM):
@@ -493,8 +493,8 @@ def test_a_bf16_model_keeps_in_float32_what_must_be(tmp_path):
     assert [type(entry) for entry in cache.entries] == [SSM, type(None), KV, SSM, type(None)]
 
 
-def test_what_the_scan_is_given_is_float32_in_a_bf16_model(device, tmp_path, monkeypatch):
-    """H10: dt to the last bit; a sum or a softplus in bf16 would show."""
+def test_the_inputs_of_the_scan_are_float32_in_a_bf16_model(device, tmp_path, monkeypatch):
+    """H10: dt is bit-equal to softplus in float32 of a sum in float32."""
     model = ours(tmp_path, 11, **HYBRID, time_step_limit=(0.0, math.inf)).bfloat16()
     seen, ssd = [], nemotron_h.ssd
 
@@ -505,14 +505,14 @@ def test_what_the_scan_is_given_is_float32_in_a_bf16_model(device, tmp_path, mon
     monkeypatch.setattr(nemotron_h, "ssd", spy)
     mixer = model.layers[0].mixer
     u = torch.randn(1, 5, model.config.hidden_size).bfloat16().to(device)
-    mixer(u, nanomodels.cache.place(None, None, 1, 5, device), None)
+    mixer(u, NoCache(1, device).begin(1, 5), None)
     assert [a.dtype for a in seen[0]] == [torch.float32] * 6
     dt = mixer.in_proj(u)[..., -model.config.mamba_num_heads :].float()
     assert torch.equal(seen[0][1], F.softplus(dt + mixer.dt_bias))
     assert not torch.equal(mixer.dt_bias, mixer.dt_bias.bfloat16())
 
 
-def test_parts_of_a_model_and_models_without_weights_can_be_moved(tmp_path):
+def test_a_single_layer_can_be_cast_and_a_model_on_meta_can_be_moved(tmp_path):
     model = ours(tmp_path, 11, **HYBRID)
     for layer in model.layers:
         layer.bfloat16()
@@ -536,7 +536,7 @@ def divergence(exact, found):
 
 
 def test_bf16_decoding_stays_as_close_to_float32_as_that_of_transformers(tmp_path):
-    """H9, H10: over 256 steps. Without experts: a bf16 near-tie in a router is a coin's throw."""
+    """H9, H10: over 256 steps. Without experts: in bf16 a router's near-tie can go either way."""
     mine, its = [], []
     for seed in range(4):
         folder = tmp_path / str(seed)
@@ -554,7 +554,7 @@ def test_bf16_decoding_stays_as_close_to_float32_as_that_of_transformers(tmp_pat
         theirs = NemotronHForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         for layer in theirs.model.layers:
             layer.mixer.time_step_limit = (0.0, math.inf)
-        ids, cache = ids_of(exact, 2, 296, seed), rounded.new_cache(2, 296)
+        ids, cache = random_ids(exact, 2, 296, seed), rounded.new_cache(2, 296)
         past = DynamicCache(config=theirs.config)
         expected = exact(ids)[:, 39:]
         found = decoded(partial(rounded, cache=cache), ids, 40)
@@ -584,14 +584,14 @@ def hub(**changes):
     ],
 )
 def test_the_limits_of_dt_are_read_in_every_spelling(found, limit):
-    """H14."""
+    """H14: infinity as a number, as a large number, and as an object."""
     assert (
         nemotron_h.config_from_hub(hub(time_step_limit=json.loads(found))).time_step_limit == limit
     )
 
 
 def test_both_spellings_of_the_layers_and_of_the_keys_are_read():
-    """H12, H13."""
+    """H12, H13: `hybrid_override_pattern` or `layers_block_type`, and each renamed key."""
     names = ["mamba", "linear_attention", "attention", "full_attention", "mlp", "moe"]
     read = nemotron_h.config_from_hub
     assert read({"layers_block_type": names}).layers == "MM**-E"
@@ -637,19 +637,19 @@ def test_both_spellings_of_the_layers_and_of_the_keys_are_read():
         ({"use_bias": "yes"}, "use_bias is 'yes'; it must be true or false"),
     ],
 )
-def test_a_config_that_is_not_understood_is_refused_by_the_key(changes, message):
+def test_an_unsupported_config_is_refused_by_the_name_of_the_key(changes, message):
     with pytest.raises(ValueError, match=message):
         nemotron_h.config_from_hub(hub(**changes))
 
 
-def test_keys_of_layers_that_are_not_there_are_not_read():
+def test_keys_of_absent_kinds_of_layer_are_not_read():
     zeros = {"n_routed_experts": 0, "n_shared_experts": 0, "moe_latent_size": 0}
     assert nemotron_h.config_from_hub({"hybrid_override_pattern": "M-", **zeros}).layers == "M-"
     none = {"mamba_num_heads": 0, "num_attention_heads": 0, "intermediate_size": 0}
     assert nemotron_h.config_from_hub({"hybrid_override_pattern": "E", **none}).layers == "E"
 
 
-def test_a_parameter_that_is_there_twice_is_refused(tmp_path):
+def test_a_tensor_under_two_names_is_refused(tmp_path):
     random_nemotron_h(11, **HYBRID).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
@@ -664,7 +664,7 @@ def test_a_parameter_that_is_there_twice_is_refused(tmp_path):
 
 
 def test_tensors_of_the_draft_head_are_left_out_and_named(tmp_path):
-    """H28."""
+    """H28: by name and size in `model.skipped`; other unknown tensors are refused."""
     theirs = random_nemotron_h(11, **HYBRID)
     theirs.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -675,7 +675,7 @@ def test_tensors_of_the_draft_head_are_left_out_and_named(tmp_path):
     save_file(tensors | draft, tmp_path / "model.safetensors")
     model = nanomodels.load(tmp_path)
     assert model.skipped == {"mtp.layers.0.eh_proj.weight": 72, draft.copy().popitem()[0]: 16}
-    ids = ids_of(model, 1, 9)
+    ids = random_ids(model, 1, 9)
     close(model(ids), theirs(ids).logits)
     save_file(tensors | {"mtpx.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="unexpected tensors: mtpx.weight"):
@@ -717,7 +717,7 @@ def test_the_language_model_of_a_multimodal_checkpoint_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(whole))
     model = nanomodels.load(tmp_path)
     assert model.skipped == {"vision_model.blocks.0.weight": 12, "scale": 4}
-    ids = ids_of(model, 1, 9)
+    ids = random_ids(model, 1, 9)
     close(model(ids), theirs(ids).logits)
     for name in ("language_model.adapter.weight", "backbone.norm_f.weight", "lm_head.weight"):
         save_file(tensors | {name: torch.zeros(3)}, path)

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, and print what it says they print."""
+"""The commands and the Python of README.md run and print what it shows."""
 
 import re
 import subprocess
@@ -12,11 +12,12 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
+    """The code blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def commands():
-    """(command, output) of every generate.py command in a console block."""
+    """(command, output) of each generate.py command in a console block."""
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             line, _, output = part.partition("\n")
@@ -37,7 +38,7 @@ def test_the_readme_shows_commands():
 
 
 @pytest.mark.parametrize(("command", "output"), list(commands()))
-def test_a_command_of_the_readme_prints_what_it_says(command, output):
+def test_a_command_of_the_readme_prints_what_it_shows(command, output):
     assert run(command) == output
 
 
@@ -57,7 +58,7 @@ def test_the_readme_is_short():
 def test_make_prints_a_menu_of_its_targets():
     menu = run("make")
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    for target in targets.split()[1:]:  # but help, which is the menu
+    for target in targets.split()[1:]:  # the first is help, the menu itself
         assert f"make {target} " in menu
 
 

@@ -12,7 +12,7 @@ import sentencepiece
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import CALM, CHARACTERS, NASTY, SENTENCES, SOURCE, added, write
+from small_tokenizers import CALM, CHARACTERS, NASTY, SENTENCES, SOURCE, added, write
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Reference
 from transformers import PreTrainedTokenizerFast

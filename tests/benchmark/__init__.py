@@ -1,0 +1,1 @@
+"""The parts of bench.py: what is measured, how, and how it is shown."""
