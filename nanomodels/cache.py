@@ -126,11 +126,7 @@ class Call:
     @cached_property
     def packing(self):
         """(b, t) the order of `pack`: each row's tokens first, its padding last. None: as it is."""
-        return (
-            None
-            if self.is_token is None
-            else self.is_token.logical_not().argsort(dim=1, stable=True)
-        )
+        return None if self.is_token is None else (~self.is_token).argsort(dim=1, stable=True)
 
     def pack(self, x):
         """x (b, t, c) with each row's tokens first and zeros after them."""
