@@ -210,7 +210,6 @@ def test_a_nanochat_training_folder_is_converted(tmp_path, name):
     assert ours.encode(text) == theirs.encode(text)
     chat = [{"role": "user", "content": text}]
     assert ours.encode_chat(chat) == theirs.encode_chat(chat)
-    assert ours.stop_ids == theirs.stop_ids
     settings = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     assert settings["temperature"] == 0.6
 

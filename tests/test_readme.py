@@ -43,7 +43,7 @@ def test_a_command_of_the_readme_prints_what_it_shows(command, output):
 
 
 @pytest.mark.parametrize(
-    ("code", "says"), zip(blocks("python"), ("France is Paris.", "loss "), strict=True)
+    ("code", "says"), [*zip(blocks("python"), ("France is Paris.", "loss "), strict=True)]
 )
 def test_the_python_of_the_readme_runs(code, says):
     command = [sys.executable, "-c", code]

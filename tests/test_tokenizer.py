@@ -461,7 +461,7 @@ def test_hub_files_keep_every_token_and_name(both, case):
     for name, i in encoding._special_tokens.items():
         assert hub.special_ids[name] == reference.token_to_id(name) == i
         assert transformers.convert_tokens_to_ids(name) == i and i in transformers.all_special_ids
-    same = ["bos_id", "chat_template", "eos_id", "special_ids", "stop_ids", "vocab_size"]
+    same = ["bos_id", "chat_template", "eos_id", "special_ids", "vocab_size"]
     assert [getattr(hub, name) for name in same] == [getattr(native, name) for name in same]
     assert (
         hub.codec.token_bytes == native.codec.token_bytes
