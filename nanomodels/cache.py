@@ -1,7 +1,7 @@
 """The cache: what a decoder keeps of the tokens that it has seen.
 
 The caller owns it: `cache = model.new_cache(batch, max_length)`, then `model(ids, cache=cache)` as
-often as wanted, with any number of tokens each time. Its memory is allocated once.
+often as wanted, with any number of tokens each time. Keys and values are allocated once.
 
 Each forward call is a transaction:
 
@@ -14,21 +14,21 @@ A call that is interrupted before its commit changes nothing. Slots at or after 
 so what is written there does not count.
 
 A slot holds one token or padding of each row: `positions[row, slot]` is the index of the token in
-its row, or -1 for padding. All masks follow from these numbers, in `begin`.
+its row, or -1 for padding. `begin` computes the mask from these numbers.
 
 Five ways to go back, and what each costs:
 
-    savepoint, rollback    undo all calls since the savepoint; copies nothing
+    savepoint, rollback    undo all calls since the last savepoint; copies nothing
     truncate               keep the first n tokens of each row; not with Mamba-2 states
     snapshot, restore      copy all that is held, as often as wanted; also into another cache
     save, load             a snapshot in a file, with the token ids
     clone                  a second cache; copies all memory, the free slots too
 
-Fill a cache under torch.inference_mode() or torch.no_grad(). Make it outside inference_mode if it
-is used outside.
+Fill a cache under torch.inference_mode() or torch.no_grad(). If it is also used outside
+inference_mode, make it there.
 
-Shapes: b batch, t tokens in this call, s slots up to the end of this call, g key/value heads, d
-head width; of Mamba-2: w convolution width, c channels, h heads, p head width, n state width.
+Shapes: b batch, t tokens in this call, s cache slots so far, g key/value heads, d head width; of
+Mamba-2: w convolution width, c channels, h heads, p head width, n state width.
 """
 
 import copy
@@ -88,9 +88,10 @@ class Ids:
 
 @dataclass
 class SSM:
-    """The state of one Mamba-2 layer: the last inputs of its convolution, and its SSM state.
+    """What one Mamba-2 layer keeps: the last inputs of its convolution, and its state.
 
-    window (b, w-1, c), state (b, h, p, n) float32. Their size does not depend on the tokens seen.
+    window (b, w-1, c) in the model's dtype, state (b, h, p, n) in float32. Their size does not
+    depend on the number of tokens.
     """
 
     window: torch.Tensor
@@ -116,7 +117,7 @@ class SSM:
 class Call:
     """One forward call: the slots and positions of its tokens, and what each of them may see."""
 
-    first_slot: int  # in a cuda_graph.StaticCache a tensor (1,)
+    first_slot: int
     positions: torch.Tensor  # (b, t) index of each token in its row; -1 for padding
     # (b, 1, t, s), True where a token may look. None: each sees itself and all before it.
     mask: torch.Tensor | None
@@ -125,28 +126,30 @@ class Call:
 
     @cached_property
     def packing(self):
-        """(b, t) the order of `pack`: each row's tokens first, its padding last. None: as it is."""
+        """(b, t) the order of `pack`: a row's tokens first, its padding last; None: no padding."""
         return None if self.is_token is None else (~self.is_token).argsort(dim=1, stable=True)
 
     def pack(self, x):
         """x (b, t, c) with each row's tokens first and zeros after them."""
-        tokens, order = self.is_token, self.packing
-        return x if order is None else (x * tokens[..., None]).take_along_dim(order[..., None], 1)
+        if self.is_token is None:
+            return x
+        return (x * self.is_token[..., None]).take_along_dim(self.packing[..., None], 1)
 
     def unpack(self, x):
         """The inverse of `pack`, for the tokens of x (b, t, c)."""
-        order = self.packing
-        return x if order is None else x.take_along_dim(order.argsort(1)[..., None], 1)
+        if self.is_token is None:
+            return x
+        return x.take_along_dim(self.packing.argsort(1)[..., None], 1)
 
     def last(self, x, count):
-        """The last `count` inputs of each row (b, count, c), without its padding.
+        """The last `count` convolution inputs of each row (b, count, c), without padding.
 
-        x (b, count + t, c): `count` inputs from before this call, then packed ones.
+        x (b, count + t, c): `count` inputs from before this call, then this call's, packed.
         """
         if self.is_token is None:
             return x[:, x.shape[1] - count :].clone()
-        ends = self.is_token.sum(1, keepdim=True) + torch.arange(count, device=x.device)
-        return x.take_along_dim(ends[..., None], 1)
+        index = self.is_token.sum(1, keepdim=True) + torch.arange(count, device=x.device)
+        return x.take_along_dim(index[..., None], 1)
 
 
 class NoCache:
@@ -180,8 +183,8 @@ class Cache:
         self.has_padding = False  # whether a slot in use may be padding
         self.positions = torch.full((batch, max_length), PADDING, device=device)
         self.counts = torch.zeros((batch, 1), dtype=torch.long, device=device)  # tokens of each row
-        # Replaced by each change other than a commit, so that old savepoints are detected.
-        self.epoch = object()
+        # Which savepoint is valid: the one with the same object.
+        self.version = object()
 
     def begin(self, batch, tokens, attention_mask=None):
         """Give the tokens of a call their slots, positions and mask.
@@ -196,8 +199,8 @@ class Cache:
             raise ValueError(f"the cache has {len(self.positions)} rows; this call has {batch}")
         if end > self.max_length:
             raise ValueError(
-                f"the cache holds {self.max_length} tokens a row, {start} are used and {tokens} "
-                f"more are asked for; make it with max_length={end} or more"
+                f"the cache has {self.max_length} slots a row, {start} are used and {tokens} "
+                f"more are needed; make it with max_length={end} or more"
             )
         device = self.positions.device
         positions, is_token = number_tokens(self.counts, batch, tokens, attention_mask, device)
@@ -207,7 +210,7 @@ class Cache:
         return Call(start, positions, mask, is_token, self.max_length)
 
     def commit(self, call):
-        """Make a call's tokens part of the cache: the last step of a model's forward."""
+        """Make a call's tokens part of the cache, after the model's last layer."""
         self.length = call.first_slot + call.positions.shape[1]
         self.has_padding |= call.is_token is not None
         self.counts = torch.maximum(self.counts, call.positions.amax(1, keepdim=True) + 1)
@@ -223,28 +226,32 @@ class Cache:
         return any(isinstance(entry, SSM) for entry in self.entries)
 
     def savepoint(self):
-        """A point for `rollback`. Nothing is copied.
+        """A point for `rollback`, until the next savepoint. Nothing is copied.
 
         Later calls write their keys into later slots and replace each SSM state by a new one. So
         the length and references to the states are enough.
         """
+        self.version = object()
         states = [(entry.window, entry.state) for entry in self.entries if isinstance(entry, SSM)]
-        return Savepoint(self.epoch, self.length, self.has_padding, self.counts, states)
+        return Savepoint(self.version, self.length, self.has_padding, self.counts, states)
 
     @torch.inference_mode()
     def rollback(self, savepoint):
-        """Undo all calls since the savepoint.
+        """Undo all calls since the savepoint; again and again, if wanted.
 
-        Raises ValueError if it is another cache's, or if this one was truncated, reordered or
-        restored since.
+        Raises ValueError if it is another cache's, if there is a later one, or if the cache was
+        truncated, reordered or restored since.
         """
-        if savepoint.epoch is not self.epoch or savepoint.length > self.length:
-            raise ValueError("the savepoint is of another cache, or from before this one's change")
+        if savepoint.version is not self.version:
+            raise ValueError(
+                "the savepoint is not valid: it is another cache's, there is a later one, or the "
+                "cache was truncated, reordered or restored"
+            )
         self.length, self.has_padding = savepoint.length, savepoint.has_padding
         self.counts = savepoint.counts
         self.positions[:, self.length :] = PADDING
-        layers = [entry for entry in self.entries if isinstance(entry, SSM)]
-        for entry, (window, state) in zip(layers, savepoint.states, strict=True):
+        entries = [entry for entry in self.entries if isinstance(entry, SSM)]
+        for entry, (window, state) in zip(entries, savepoint.states, strict=True):
             entry.window, entry.state = window, state
 
     @torch.inference_mode()
@@ -262,7 +269,7 @@ class Cache:
         longest = int(self.counts.max())
         if not 0 <= length <= longest:
             raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
-        self.epoch = object()
+        self.version = object()
         self.positions[self.positions >= length] = PADDING
         self.counts = self.counts.clamp(max=length)
         used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
@@ -302,7 +309,7 @@ class Cache:
                     f"the snapshot is of another model or batch: {name} is {given.get(name)}, "
                     f"not {wanted.get(name)}"
                 )
-        self.epoch = object()
+        self.version = object()
         for name, view in views.items():
             view.copy_(snapshot[name])
         self.length = length
@@ -336,7 +343,7 @@ class Cache:
                 ids = json.loads((file.metadata() or {})["ids"])
                 snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if [len(row) for row in ids] != snapshot["counts"][:, 0].tolist():
-                raise ValueError("its ids are not those that it holds")
+                raise ValueError("its ids are not as many as its tokens")
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a cache that was saved whole ({error})") from None
         try:
@@ -352,7 +359,7 @@ class Cache:
     def reorder(self, rows):
         """Keep the given rows, in that order. A row may be given several times, or not at all."""
         rows = torch.as_tensor(rows, device=self.positions.device)
-        self.epoch = object()
+        self.version = object()
         self.positions, self.counts = self.positions[rows], self.counts[rows]
         for entry in self.entries:
             if entry is not None:
@@ -363,7 +370,7 @@ class Cache:
 class Savepoint:
     """What `Cache.savepoint` returns and `Cache.rollback` takes."""
 
-    epoch: object  # the cache's own then
+    version: object  # the cache's version at that time
     length: int
     has_padding: bool
     counts: torch.Tensor
@@ -380,8 +387,8 @@ def check_call(batch, tokens, attention_mask):
     mask = attention_mask
     if mask is not None and (mask.is_floating_point() or mask.shape != (batch, tokens)):
         raise ValueError(
-            f"attention_mask is {mask.dtype} {tuple(mask.shape)}; it must be bool or whole numbers "
-            f"{(batch, tokens)}, 1 for a token and 0 for padding, for the tokens of this call alone"
+            f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool or int "
+            f"of shape {(batch, tokens)}, 1 for each token of this call and 0 for padding"
         )
 
 
@@ -396,9 +403,9 @@ def number_tokens(counts, batch, tokens, attention_mask, device):
     return (counts + is_token.cumsum(1) - 1).masked_fill(~is_token, PADDING), is_token
 
 
-def causal_mask(query, key):
-    """(b, 1, t, s), True where the token at position query (b, t) may see the one at key (b, s)."""
-    query, key = query[:, :, None], key[:, None, :]
+def causal_mask(query_positions, key_positions):
+    """(b, 1, t, s), True where a query may see a key; positions (b, t) and (b, s)."""
+    query, key = query_positions[:, :, None], key_positions[:, None, :]
     mask = (key <= query) & (key != PADDING)  # (b, t, s)
     # Padding sees everything. Nobody reads its output, but a softmax over nothing would be nan.
     return (mask | (query == PADDING))[:, None]

@@ -10,16 +10,15 @@
                    q, k = norm(rotate(q)), norm(rotate(k))
                    o_proj(softmax(q k^T / sqrt(d), causal) v)
 
-What is unusual: no norm has a weight, and there is one after the embedding. Queries and keys are
-normalised after the rotation ("QK norm"). The MLP has no gate. The head is not tied to the
-embedding, and its logits are capped softly, in float32. The rotation turns by minus the angle. That
-makes no difference to the model, because q k^T depends on differences of positions alone; but the
-checkpoints were trained with it.
+What is unusual: norms have no weight, and one more norm follows the embedding. Queries and keys
+are normalised after the rotation ("QK norm"). The MLP has no gate. The logits have a soft cap, in
+float32. The rotation turns by minus the angle: a model can be trained with either sign, and these
+were trained with minus.
 
-Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
-of keys and values (h/g queries share one), d head width.
+Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
+key/value heads (h/g query heads share one), d head width.
 
-`load` may replace an nn.Linear by one of linears/, which computes the same product.
+`nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
 Sources: transformers 5.23.0 models/nanochat/modeling_nanochat.py; karpathy/nanochat 306bc38
 (2025-10-16) nanochat/gpt.py. nanochat_2026.py is the decoder of nanochat from 2026-01-11 on.
@@ -64,13 +63,15 @@ def rms_norm(x, eps):
 
 
 def rotate(x, cos, sin):
-    """Turn each (x[i], x[i + d/2]) by minus the angle. x (b, h, t, d); cos, sin (b, t, d/2)."""
+    """Turn each (x[i], x[i + d/2]) by minus the angle. x (b, heads, t, d); cos, sin (b, t, d/2)."""
     cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, d/2)
     x1, x2 = x.chunk(2, dim=-1)  # (b, h, t, d/2)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)  # (b, h, t, d)
 
 
 class Attention(nn.Module):
+    """Causal attention. call: the cache.Call of this forward call; kv: the cache.KV or None."""
+
     def __init__(self, config):
         super().__init__()
         m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
@@ -120,7 +121,7 @@ class Layer(nn.Module):
 class NanoChat(nn.Module):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # ids that end generation; set by load
+    stop_ids = ()  # ids that end generation; set by nanomodels.load
 
     def __init__(self, config):
         super().__init__()
@@ -146,8 +147,8 @@ class NanoChat(nn.Module):
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
         and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
-        default each row counts its tokens from 0. logits_to_keep=n: only of the last n tokens.
-        With a cache, the tokens continue it and are added to it.
+        default each row counts its tokens from 0. logits_to_keep=n returns the last n of the t
+        positions only, 0 all. With a cache, the tokens continue it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -173,6 +174,7 @@ class NanoChat(nn.Module):
         cache = NoCache(len(self.layers), x.device) if cache is None else cache
         call = cache.begin(b, t, attention_mask)
         positions = call.positions if position_ids is None else position_ids  # (b, t)
+        # Some rope types depend on max_length.
         cos, sin = rotation(self.rope, positions, call.max_length)
         x = rms_norm(x, self.config.rms_norm_eps)
         for layer, kv in zip(self.layers, cache.entries, strict=True):
@@ -220,31 +222,28 @@ def config_from_hub(hub):
     rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
     if rope.dim != head_dim:
         raise ValueError("partial_rotary_factor must be 1: nanochat rotates the whole head")
-    # An absent key has transformers' default. An explicit null means 4 m, and no cap.
-    width, cap = keys.size("intermediate_size", 8192), 15.0
-    if hub.get("intermediate_size", width) is None:
-        width = 4 * hidden_size
-    cap = keys.number("final_logit_softcapping", cap, above=0)
-    if hub.get("final_logit_softcapping", cap) is None:
-        cap = None
+    # An absent key has transformers' default. A null has another meaning: a width of 4 m, no cap.
+    null = {key for key, value in hub.items() if value is None}
+    width = 4 * hidden_size if "intermediate_size" in null else 8192
+    cap = None if "final_logit_softcapping" in null else 15.0
     return Config(
         vocab_size=keys.size("vocab_size", 50304),
         hidden_size=hidden_size,
-        intermediate_size=width,
+        intermediate_size=keys.size("intermediate_size", width),
         num_hidden_layers=keys.size("num_hidden_layers", 12),
         num_attention_heads=heads,
         num_key_value_heads=groups,
         head_dim=head_dim,
         max_position_embeddings=context,
         rms_norm_eps=keys.number("rms_norm_eps", 1e-6, above=0),
-        final_logit_softcapping=cap,
+        final_logit_softcapping=keys.number("final_logit_softcapping", cap, above=0),
         attention_bias=keys.flag("attention_bias", False),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
         rope=rope,
     )
 
 
-# `architectures` in config.json -> class; the first where there is none.
+# `architectures` in config.json -> class; the first is the default.
 ARCHITECTURES = {"NanoChatForCausalLM": NanoChat}
 
 # Checkpoint name -> parameter name; {} is the layer.
@@ -300,7 +299,7 @@ def config_from_nanochat(model_config):
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": "nanochat",
-        **{hub: model_config[key] for key, hub in NANOCHAT_KEYS.items()},
+        **{hub_key: model_config[key] for key, hub_key in NANOCHAT_KEYS.items()},
         "intermediate_size": 4 * width if isinstance(width, int) else None,
         "rms_norm_eps": torch.finfo(torch.float32).eps,  # F.rms_norm's default
         "final_logit_softcapping": 15.0,

@@ -19,22 +19,23 @@
 nanochat changed in steps, the eras: `ERAS` lists them. Smear and backout came last. The constants
 of an era are in nanochat's code alone, so `detect_era` tells the era from a checkpoint's tensors.
 
-What is unusual beside nanochat.py: every other layer, and the last, adds an embedding of the token
-to its values, with a gate for each head. Smear needs the embedding of the previous token as it was
-before smear. So the cache keeps the token ids, and the embedding is looked up again. (nanochat
-itself forgets the previous token at the start of a call.)
+What is unusual beside nanochat.py: every second layer, counted back from the last, adds an
+embedding of the token to its values, with one gate for each value head. Smear needs the embedding
+of the previous token as it was before smear. So the cache keeps the token ids, and the embedding is
+computed again. (nanochat itself forgets the previous token at the start of a call.)
 
 This is a file of its own because d20, d32, d34 and the Hub's `nanochat` have none of this. So
-neither file has a branch for the other.
+neither decoder needs an `if` for the other.
 
-Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
-of keys and values (h/g queries share one), d head width.
+Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
+key/value heads (h/g query heads share one), d head width.
 
-`load` may replace an nn.Linear by one of linears/, which computes the same product.
+`nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
-Source: karpathy/nanochat nanochat/gpt.py at the commits in ERAS, up to 92d63d4 (2026-07-03).
+Source: karpathy/nanochat nanochat/gpt.py at the commits in ERAS; unchanged to 92d63d4 (2026-07-03).
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,15 +69,15 @@ class Config:
     rms_norm_eps: float = 1e-6
     final_logit_softcapping: float = 15.0
     qk_scale: float = 1.2
-    gate: tuple[int, float] | None = (12, 3.0)  # channels and scale; None: no value embeddings
+    value_gate: tuple[int, float] | None = (12, 3.0)  # channels, scale; None: no value embeddings
     smear: bool = True  # and backout
     rope: Rope | None = None  # None: Rope(head_dim, max_position_embeddings)
 
     __str__ = one_field_a_line
 
-    def has_values(self, i):
+    def has_value_embed(self, i):
         """Whether layer i has a value embedding: the last layer, and every other one before it."""
-        return self.gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
+        return self.value_gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
 
 
 class KeepFloat32(nn.Module):
@@ -90,7 +91,7 @@ class KeepFloat32(nn.Module):
         super()._apply(fn, recurse)
         for name, data in kept.items():
             parameter = getattr(self, name)
-            if not data.is_meta:
+            if not data.is_meta:  # a meta tensor has no numbers to keep
                 parameter.data = data.to(parameter.device)
         return self
 
@@ -101,37 +102,39 @@ def rms_norm(x, eps):
 
 
 def rotate(x, cos, sin):
-    """Turn each (x[i], x[i + d/2]) by minus the angle. x (b, h, t, d); cos, sin (b, t, d/2)."""
+    """Turn each (x[i], x[i + d/2]) by minus the angle. x (b, heads, t, d); cos, sin (b, t, d/2)."""
     cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, d/2)
     x1, x2 = x.chunk(2, dim=-1)  # (b, h, t, d/2)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)  # (b, h, t, d)
 
 
-def window_mask(call, seen, window):
+def window_mask(call, all_positions, window):
     """The mask (b, 1, t, s) of a layer whose tokens see at most `window` earlier ones.
 
-    seen (b, s) are the positions in all slots. Returns call.mask if no token is too far back.
+    all_positions (b, s) are those in all slots. Returns call.mask if no token is too far back.
     """
-    if seen.shape[1] <= window + 1:
+    if all_positions.shape[1] <= window + 1:
         return call.mask
-    query, key = call.positions[:, None, :, None], seen[:, None, None, :]
+    query, key = call.positions[:, None, :, None], all_positions[:, None, None, :]
     near = (key >= query - window) | (query == PADDING)  # (b, 1, t, s)
-    return causal_mask(call.positions, seen) & near
+    return causal_mask(call.positions, all_positions) & near
 
 
-def previous_ids(ids, seen, positions):
+def previous_ids(all_ids, all_positions, positions):
     """The id of the token before each token at `positions` (b, t); any id for the first of a row.
 
-    ids (b, s) and seen (b, s) are the ids and the positions in all slots. Returns (b, t).
+    all_ids and all_positions (b, s) are those in all slots. Returns (b, t).
     """
-    b, s = seen.shape
-    slots = torch.arange(s, device=ids.device).expand(b, s)
-    # slot[row, p + 1] is where position p of a row is; slot[row, 0] is a slot with padding.
-    slot = slots.new_zeros(b, s + 1).scatter(1, seen + 1, slots)
-    return ids.gather(1, slot.gather(1, positions.clamp(min=0)))
+    b, s = all_positions.shape
+    slots = torch.arange(s, device=all_ids.device).expand(b, s)
+    # slot_of[row, p + 1] is the slot of position p. slot_of[row, 0] is of padding, or any slot.
+    slot_of = slots.new_zeros(b, s + 1).scatter(1, all_positions + 1, slots)
+    return all_ids.gather(1, slot_of.gather(1, positions.clamp(min=0)))
 
 
 class Attention(nn.Module):
+    """Causal attention. call: the cache.Call of this forward call; kv: the cache.KV or None."""
+
     def __init__(self, config, i):
         super().__init__()
         m, d = config.hidden_size, config.head_dim
@@ -141,8 +144,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(m, g * d, bias=False)
         self.v_proj = nn.Linear(m, g * d, bias=False)
         self.o_proj = nn.Linear(h * d, m, bias=False)
-        if config.has_values(i):
-            self.gate_channels, self.gate_scale = config.gate
+        if config.has_value_embed(i):
+            self.gate_channels, self.gate_scale = config.value_gate
             self.value_embed = nn.Embedding(config.vocab_size, g * d)
             self.ve_gate = nn.Linear(self.gate_channels, g, bias=False)
         else:
@@ -191,7 +194,7 @@ class Layer(nn.Module):
 class NanoChat2026(KeepFloat32):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # ids that end generation; set by load
+    stop_ids = ()  # ids that end generation; set by nanomodels.load
     float32 = ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
 
     def __init__(self, config):
@@ -211,7 +214,7 @@ class NanoChat2026(KeepFloat32):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def smear(self, x, previous, call):
-        """Add to each embedding x (b, t, m) a part of that of the `previous` token (b, t)."""
+        """Add to each x (b, t, m) a gated part of the embedding of the `previous` token (b, t)."""
         prior = rms_norm(self.embed_tokens(previous), self.config.rms_norm_eps)  # (b, t, m)
         gate = self.smear_lambda[0] * self.smear_gate(x[..., :SMEAR_CHANNELS]).sigmoid()
         return x + gate * (call.positions > 0)[..., None] * prior
@@ -230,9 +233,9 @@ class NanoChat2026(KeepFloat32):
 
         input_ids (b, t). attention_mask (b, t) is 1 for a token and 0 for padding, on either side.
         position_ids (b, t) changes the rotation alone; by default each row counts its tokens from
-        0. logits_to_keep=n: only of the last n tokens. inputs_embeds is refused, because value
-        embeddings and smear need the ids.
-        With a cache, the tokens continue it and are added to it.
+        0. logits_to_keep=n returns the last n of the t positions only, 0 all. inputs_embeds is
+        refused, because value embeddings and smear need the ids. With a cache, the tokens continue
+        it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -252,24 +255,25 @@ class NanoChat2026(KeepFloat32):
     ):
         """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("nanochat of 2026 looks its ids up again: give input_ids alone")
+            raise ValueError("nanochat of 2026 needs the ids: give input_ids, not inputs_embeds")
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
         no_cache = cache is None
         cache = NoCache(len(self.layers) + 1, input_ids.device) if no_cache else cache
         call = cache.begin(b, t, attention_mask)
-        seen, ids = call.positions, input_ids  # (b, s)
+        all_ids, all_positions = input_ids, call.positions  # (b, s)
         if not no_cache:
-            ids = cache.entries[-1].extend(input_ids, call.first_slot)
-            seen = cache.positions[:, : ids.shape[1]]
+            all_ids = cache.entries[-1].extend(input_ids, call.first_slot)
+            all_positions = cache.positions[:, : all_ids.shape[1]]
         positions = call.positions if position_ids is None else position_ids  # (b, t)
         cos, sin = rotation(self.rope, positions, call.max_length)
-        masks = {window: window_mask(call, seen, window) for window in {*self.config.windows}}
+        windows = self.config.windows
+        masks = {window: window_mask(call, all_positions, window) for window in {*windows}}
 
         x = rms_norm(self.embed_tokens(input_ids), eps)  # (b, t, m)
         if self.config.smear:
-            x = self.smear(x, previous_ids(ids, seen, call.positions), call)
+            x = self.smear(x, previous_ids(all_ids, all_positions, call.positions), call)
         x0 = x
-        for i, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
+        for i, (layer, window) in enumerate(zip(self.layers, windows, strict=True)):
             x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
             x = layer(x, input_ids, cos, sin, call, masks[window], cache.entries[i])
             if i == self.config.num_hidden_layers // 2:
@@ -308,23 +312,23 @@ class Era:
     qk_scale: float  # of normalised queries and keys, each
     short: Callable  # context length -> window of a layer with S in window_pattern
     softcap: float
-    gate: tuple | None  # channels and scale of the value embeddings' gate; None: no such embeddings
+    value_gate: tuple | None  # channels and scale; None: no value embeddings
     smear: bool  # and backout
 
 
-def tiles(context, parts):
-    """context / parts, rounded up to a multiple of 128, the tile of FlashAttention 3."""
-    return -(-context // (parts * 128)) * 128
+def tiled(length):
+    """A length, rounded up to a multiple of 128, the tile of FlashAttention 3."""
+    return math.ceil(length / 128) * 128
 
 
 FIRST = "2025-10-13"  # nanochat.py
-# A checkpoint's era is the first that fits its tensors. So softcap 20 must be asked for.
+# A checkpoint's era is the first that fits its tensors. So softcap 20 needs `--era 2026-03-03`.
 ERAS = {
     "2026-01-11": Era("aa530cd", 10_000.0, 1.0, lambda n: n // 2, 15.0, None, False),
     "2026-01-18": Era("e85db6b", 10_000.0, 1.0, lambda n: n // 2, 15.0, (32, 2.0), False),
     "2026-03-03": Era("aba30cb", 10_000.0, 1.0, lambda n: n // 2, 20.0, (32, 2.0), False),
-    "2026-03-09": Era("6ed7d1d", 100_000.0, 1.15, lambda n: tiles(n, 3), 15.0, (12, 3.0), False),
-    "2026-03-14": Era("a825e63", 100_000.0, 1.2, lambda n: tiles(n, 4), 15.0, (12, 3.0), True),
+    "2026-03-09": Era("6ed7d1d", 100_000.0, 1.15, lambda n: tiled(n / 3), 15.0, (12, 3.0), False),
+    "2026-03-14": Era("a825e63", 100_000.0, 1.2, lambda n: tiled(n / 4), 15.0, (12, 3.0), True),
 }
 
 
@@ -345,14 +349,14 @@ def config_from_nanochat(model_config, era):
 
 
 def config_from_hub(hub):
-    """Read a config.json: nanochat's own keys, and the era.
+    """Read a config.json that `config_from_nanochat` made: nanochat's own keys, and the era.
 
     Raises ValueError naming the key for anything that this file does not implement.
     """
     names = NANOCHAT_KEYS[:-1]
     missing = [key for key in names if key not in hub]
     if missing:
-        raise ValueError(f"model_config lacks {', '.join(missing)}")
+        raise ValueError(f"lacks {', '.join(missing)}")
     if hub.get("era") not in ERAS:
         raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
     keys, era = ConfigReader(hub), ERAS[hub["era"]]
@@ -362,7 +366,7 @@ def config_from_hub(hub):
             f"n_embd {m}, n_head {heads} and n_kv_head {groups} do not go together: each must be a "
             "multiple of the next, the first an even one"
         )
-    channels = max(SMEAR_CHANNELS if era.smear else 0, era.gate[0] if era.gate else 0)
+    channels = max(SMEAR_CHANNELS if era.smear else 0, era.value_gate[0] if era.value_gate else 0)
     if m < channels:
         raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
     pattern = keys.value("window_pattern", "L")  # nanochat's default
@@ -383,7 +387,7 @@ def config_from_hub(hub):
         rms_norm_eps=torch.finfo(torch.float32).eps,  # F.rms_norm's default
         final_logit_softcapping=era.softcap,
         qk_scale=era.qk_scale,
-        gate=era.gate,
+        value_gate=era.value_gate,
         smear=era.smear,
         rope=rope_from_hub(
             {"max_position_embeddings": context, "rope_theta": era.rope_theta}, m // heads
@@ -423,7 +427,7 @@ def detect_era(tensors, wanted=None):
     """The era of a checkpoint's tensors {name: tensor}: FIRST, or a name in ERAS.
 
     Several eras may have such tensors; `wanted` chooses among them.
-    Raises ValueError that names the tensors if no era has them.
+    Raises ValueError for an unknown `wanted`, and for tensors that it, or every era, does not have.
     """
     if wanted not in (None, FIRST, *ERAS):
         raise ValueError(f"era {wanted!r} is unknown; known: {', '.join((FIRST, *ERAS))}")
@@ -435,9 +439,9 @@ def detect_era(tensors, wanted=None):
     channels = {gate.shape[-1] if gate.dim() else 0 for gate in gates}
     fitting = [] if added else [FIRST]
     for name, era in ERAS.items():
-        names = {*LAMBDA_NAMES, *(VALUE_NAMES if era.gate else ())}
+        names = {*LAMBDA_NAMES, *(VALUE_NAMES if era.value_gate else ())}
         names |= {*(SMEAR_NAMES if era.smear else ())}
-        if added == names and channels == ({era.gate[0]} if era.gate else set()):
+        if added == names and channels == ({era.value_gate[0]} if era.value_gate else set()):
             fitting.append(name)
     if not fitting:
         first = sorted(kinds[kind][0] for kind in added)

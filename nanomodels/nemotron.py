@@ -11,14 +11,16 @@
                    o_proj(softmax(rotate(q) rotate(k)^T / sqrt(d), causal) v)
 
 What is unusual: the norm is a LayerNorm with a bias, and its stored weight is the gain minus 1.
-Only the first half of each head is rotated. The MLP has no gate. In some checkpoints d is not
-m / h. Differences from nanochat.py: norms have weights; there is no norm after the embedding, on
-queries or on keys; the rotation turns by plus the angle; logits have no cap.
+Only the first r numbers of each head are rotated, half of them in all checkpoints. The MLP has no
+gate. In some checkpoints d is not m / h.
 
-Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g heads
-of keys and values (h/g queries share one), d head width, r rotated part of a head.
+Differences from nanochat.py: norms have weights; there is no norm after the embedding, on queries
+or on keys; the rotation turns by plus the angle; logits have no cap.
 
-`load` may replace an nn.Linear by one of linears/, which computes the same product.
+Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
+key/value heads (h/g query heads share one), d head width, r rotated numbers of a head.
+
+`nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
 Sources: transformers 5.23.0 models/nemotron/modeling_nemotron.py; arXiv 2402.16819 (Nemotron-4).
 """
@@ -60,7 +62,7 @@ class Config:
 
 
 class LayerNorm1P(nn.Module):
-    """LayerNorm over the last dimension, in float32; the stored weight is the gain minus 1."""
+    """LayerNorm over the last dimension, in float32, with the gain 1 + weight ("1P": 1 plus)."""
 
     def __init__(self, config):
         super().__init__()
@@ -77,7 +79,7 @@ class LayerNorm1P(nn.Module):
 def rotate(x, cos, sin):
     """Turn each (x[i], x[i + r/2]) of a head's first r numbers by the angle.
 
-    x (b, h, t, d) float32; cos, sin (b, t, r/2).
+    x (b, heads, t, d) float32; cos, sin (b, t, r/2).
     """
     cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, r/2)
     half = cos.shape[-1]
@@ -86,6 +88,8 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
+    """Causal attention. call: the cache.Call of this forward call; kv: the cache.KV or None."""
+
     def __init__(self, config):
         super().__init__()
         m, d, bias = config.hidden_size, config.head_dim, config.attention_bias
@@ -135,7 +139,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to hidden states, for all heads."""
+    """Token ids to hidden states, for all output heads."""
 
     def __init__(self, config):
         super().__init__()
@@ -156,8 +160,8 @@ class Decoder(nn.Module):
     ):
         """The last norm's output (b, t, m). The arguments are those of Nemotron.forward.
 
-        The tokens to keep are selected before the norm, whose output is contiguous: for strided
-        rows a bfloat16 linear copies its weight on a CPU (torch 2.13).
+        Tokens are selected before the norm, so that the head gets contiguous rows. Otherwise a
+        bfloat16 linear copies its weight on a CPU (torch 2.13).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -176,7 +180,7 @@ class Decoder(nn.Module):
 class Nemotron(nn.Module):
     """The decoder with its language model head: `NemotronForCausalLM` on the Hub."""
 
-    stop_ids = ()  # ids that end generation; set by load
+    stop_ids = ()  # ids that end generation; set by nanomodels.load
 
     def __init__(self, config):
         super().__init__()
@@ -200,8 +204,8 @@ class Nemotron(nn.Module):
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
         and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
-        default each row counts its tokens from 0. logits_to_keep=n: only of the last n tokens.
-        With a cache, the tokens continue it and are added to it.
+        default each row counts its tokens from 0. logits_to_keep=n returns the last n of the t
+        positions only, 0 all. With a cache, the tokens continue it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -225,7 +229,7 @@ class Nemotron(nn.Module):
         return self.model.rope.context_length
 
 
-# --- The other heads ---
+# --- The other output heads ---
 
 # problem_type of config.json, for sequence classification.
 REGRESSION = "regression"
@@ -233,7 +237,7 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
 class NemotronForSequenceClassification(nn.Module):
-    """One label for each text, from its last token."""
+    """num_labels scores for each text, from its last token."""
 
     def __init__(self, config):
         super().__init__()
@@ -262,7 +266,7 @@ class NemotronForSequenceClassification(nn.Module):
     def loss(self, logits, labels):
         """The loss of logits (b, num_labels), by the config's problem_type or by the labels.
 
-        num_labels 1: mean squared error. Integers (b,): cross-entropy. Else 0 and 1
+        num_labels 1: mean squared error. Integers (b,): cross-entropy. Floats 0 and 1
         (b, num_labels): binary cross-entropy. Source: transformers 5.23.0 loss/loss_utils.py:88.
         """
         kind = self.config.problem_type
@@ -283,7 +287,7 @@ class NemotronForQuestionAnswering(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.transformer = Decoder(config)
+        self.transformer = Decoder(config)  # so named in checkpoints
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def forward(
@@ -294,7 +298,7 @@ class NemotronForQuestionAnswering(nn.Module):
         return self.qa_outputs(x).float().unbind(-1)
 
     def loss(self, start_logits, end_logits, start_positions, end_positions):
-        """Mean of the two cross-entropies: logits (b, t), positions (b,); t or more: ignored."""
+        """Mean of the two cross-entropies: logits (b, t), positions (b,), ignored if >= t."""
         t = start_logits.shape[1]
         losses = [
             F.cross_entropy(logits, positions.flatten().clamp(0, t), ignore_index=t)
@@ -372,7 +376,7 @@ def config_from_hub(hub):
     )
 
 
-# `architectures` in config.json -> class; the first where there is none.
+# `architectures` in config.json -> class; the first is the default.
 ARCHITECTURES = {
     "NemotronForCausalLM": Nemotron,
     "NemotronForSequenceClassification": NemotronForSequenceClassification,
@@ -380,8 +384,8 @@ ARCHITECTURES = {
     "NemotronForTokenClassification": NemotronForTokenClassification,
 }
 
-# Checkpoint name -> parameter name; {} is the layer. They are equal. The decoder is called `model`,
-# and `transformer` in the model for question answering.
+# Checkpoint name -> parameter name; {} is the layer. Both names are equal. The decoder is called
+# `model`, but `transformer` for question answering.
 DECODER_NAMES = (
     "embed_tokens.weight",
     "layers.{}.input_layernorm.weight",

@@ -2,43 +2,47 @@
 
     x = embed(ids)
     for each layer:
-        x = x + mixer(norm(x))              one mixer a layer, of four kinds:
+        u = norm(x)
+        x = x + mixer(u)                    one mixer a layer, of four kinds:
     logits = lm_head(norm(x))
 
-    M  Mamba-2:    z, xBC, dt = in_proj(x)
-                   dt = clamp(softplus(dt + dt_bias))
+    M  Mamba-2:    z, xBC, dt = in_proj(u)
+                   dt = clamp(softplus(dt + dt_bias))      the time step
                    x, B, C = silu(conv(xBC))               over each channel's last w tokens
                    S = exp(-exp(A_log) dt) S + dt x B^T    the state, token by token
                    y = S C + D x
                    out_proj(group_norm(y * silu(z)))
-    *  attention:  o_proj(softmax(q_proj(x) k_proj(x)^T / sqrt(d), causal) v_proj(x))
-    -  MLP:        down_proj(relu(up_proj(x))^2)
-    E  experts:    scores = sigmoid(gate(x));  chosen = top k of scores + bias
-                   sum over chosen of scale * score / (sum of scores) * MLP_e(x)  +  MLP_shared(x)
+    *  attention:  o_proj(softmax(q_proj(u) k_proj(u)^T / sqrt(d), causal) v_proj(u))
+    -  MLP:        down_proj(relu(up_proj(u))^2)
+    E  experts:    scores = sigmoid(gate(u));  chosen = top k of scores + bias
+                   sum over chosen of scale * score / (sum of chosen scores) * MLP_e(u)
+                   + MLP_shared(u)
                    (without norm_topk_prob there is no division; with n_group > 1 only the
                    experts of a token's best groups can be chosen)
 
     norm(x):       x / sqrt(mean(x^2) + eps) * weight
 
 What is unusual: attention has no rotation; the order of tokens comes from the Mamba layers (rope
-keys in config.json are unused). A Mamba layer is heads * head width wide, and `expand` is unused.
-The gate z comes before the norm, and the norm takes each of the g groups by itself. The router's
-bias decides which experts are chosen, not how much they count. With `moe_latent_size` the chosen
-experts work on fc1_latent_proj(x), which is narrower, and fc2_latent_proj widens their sum. dt, A,
-S, the norms and the router are float32 in a model of any dtype.
+keys in config.json are unused). A Mamba layer is heads * head width wide; the config's `expand` is
+unused. z is a gate before the norm, and the norm takes each of the g groups by itself. The bias
+(e_score_correction_bias) decides which experts are chosen, not how much they count. With
+`moe_latent_size` the chosen experts work on fc1_latent_proj(u), which is narrower, and
+fc2_latent_proj widens their sum. dt, A, S, the norms and the router are float32 in a model of any
+dtype.
 
 A cached Mamba layer keeps S and the last w-1 inputs of its convolution, whatever the text's length.
 
-Shapes: b batch, t tokens in this call, s slots seen, m model width, f MLP width, h heads, g groups
-of heads that share a key/value (attention) or a B and C (Mamba-2), d attention head width, p Mamba
-head width, n state width, c channels of x, B and C together, l position in a chunk (s: the one
-looked at), w convolution width, e experts, k experts chosen, r rows b * t.
+Shapes: b batch, t tokens in this call, m model width, f MLP width.
+Attention: s cache slots so far, h heads, g key/value heads, d head width.
+Mamba-2: h heads, g groups of heads that share B and C, p head width, n state width, c channels of
+x, B and C together, w convolution width, l tokens of a chunk (as queries), s the same as keys.
+Experts: e experts, k chosen of them, r rows b * t.
 
-`load` may replace an nn.Linear by one of linears/, which computes the same product.
+`nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
-Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, without its lower limit of dt
-(:414), which the checkpoints were not trained with; arXiv 2405.21060 (Mamba-2); arXiv 2504.03624
-(Nemotron-H).
+Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, but for the lower limit of dt
+in its line 414: the checkpoints were trained without it; arXiv 2405.21060 (Mamba-2); arXiv
+2504.03624 (Nemotron-H).
 """
 
 import math
@@ -71,7 +75,7 @@ class Config:
     mamba_num_heads: int = 8  # h
     mamba_head_dim: int = 16  # p
     ssm_state_size: int = 32  # n
-    n_groups: int = 2  # g
+    n_groups: int = 2  # g of Mamba-2
     conv_kernel: int = 4  # w
     chunk_size: int = 64
     time_step_limit: tuple = (0.0, math.inf)  # least and greatest dt
@@ -85,7 +89,7 @@ class Config:
     moe_intermediate_size: int = 64  # f of each expert
     moe_shared_expert_intermediate_size: int = 128  # f of the shared expert
     moe_latent_size: int | None = None  # width that the chosen experts work on; None: m
-    n_group: int = 1  # groups of experts
+    n_group: int = 1  # groups of experts, not Mamba-2's n_groups
     topk_group: int = 1  # groups that a token may choose from
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
@@ -104,7 +108,7 @@ class KeepFloat32(nn.Module):
         super()._apply(fn, recurse)
         for name, data in kept.items():
             parameter = getattr(self, name)
-            if not data.is_meta:
+            if not data.is_meta:  # a meta tensor has no numbers to keep
                 parameter.data = data.to(parameter.device)
         return self
 
@@ -135,7 +139,7 @@ class GatedRMSNorm(nn.Module):
 
 
 def ssd(x, dt, A, B, C, state, chunk):
-    """Run the state-space recurrence over t tokens, `chunk` tokens at a time.
+    """Run the recurrence of Mamba-2 (SSD: state-space duality), `chunk` tokens at a time.
 
     x (b, t, h, p), dt (b, t, h) >= 0, A (h) < 0, B and C (b, t, g, n), state (b, h, p, n); float32.
     Returns y (b, t, h, p) and the new state; the given state is not changed. Any t >= 1 gives the
@@ -166,7 +170,7 @@ def ssd_step(x, dt, A, B, C, state):
 
 
 def ssd_chunk(x, dt, A, B, C, state):
-    """`ssd` of one chunk: attention among its tokens, plus what the state knows of earlier ones.
+    """`ssd` of one chunk: a masked product of its tokens, plus what the state has of earlier ones.
 
     With a_l = A (dt_0 + ... + dt_l), unrolling the recurrence gives
         y_l = sum over s <= l of exp(a_l - a_s) dt_s (C_l . B_s) x_s  +  exp(a_l) S C_l
@@ -174,9 +178,9 @@ def ssd_chunk(x, dt, A, B, C, state):
     """
     b, l, h, p = x.shape
     g, n = B.shape[2:]
-    # a is in units of log2(e), so exp2 here is exp in the formulas: exp on a CPU takes 10 times as
-    # long where it underflows (torch 2.13). float64, because a_l - a_s cancels: in float32 a small
-    # dt after large ones would be lost.
+    # a is multiplied by log2(e), so that exp2 below is exp in the formulas: on a CPU exp takes 10
+    # times as long where it underflows (torch 2.13). float64, because a_l - a_s cancels: in float32
+    # a small dt after large ones would be lost.
     a = (dt.double() * A * math.log2(math.e)).cumsum(1).mT.contiguous()  # (b, h, l)
     xdt = x * dt[..., None]  # (b, l, h, p)
     B, C = B.transpose(1, 2), C.transpose(1, 2)  # (b, g, l, n)
@@ -266,6 +270,8 @@ class Mamba(KeepFloat32):
 
 
 class Attention(nn.Module):
+    """Causal attention. call: the cache.Call of this forward call; kv: the cache.KV or None."""
+
     def __init__(self, config):
         super().__init__()
         m, d = config.hidden_size, config.head_dim
@@ -315,7 +321,7 @@ class Router(KeepFloat32):
         config = self.config
         scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (r, e)
         choice = scores + self.e_score_correction_bias.float()
-        if config.n_group > 1:  # choose from the groups with the best sum of their two best scores
+        if config.n_group > 1:  # choose from the groups with the largest sums of their top two
             groups = choice.unflatten(-1, (config.n_group, -1))  # (r, groups, e / groups)
             best = groups.topk(2).values.sum(-1).topk(config.topk_group).indices
             others = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(1, best, False)
@@ -344,7 +350,7 @@ class MoE(nn.Module):
         rows = x.flatten(0, 1)  # (r, m)
         chosen, weights = self.gate(rows)
         u = self.fc1_latent_proj(rows)
-        if experts.fits(self.experts, x):
+        if experts.fits(self.experts, x):  # on a GPU
             y = experts.at_once(self.experts, u, chosen, weights)  # (r, m), float32
         else:
             y = torch.zeros_like(u, dtype=weights.dtype)
@@ -376,7 +382,7 @@ class Layer(nn.Module):
 class NemotronH(nn.Module):
     """The decoder with its language model head: `NemotronHForCausalLM` on the Hub."""
 
-    stop_ids = ()  # ids that end generation; set by load
+    stop_ids = ()  # ids that end generation; set by nanomodels.load
 
     def __init__(self, config):
         super().__init__()
@@ -400,8 +406,8 @@ class NemotronH(nn.Module):
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
         and 0 for padding, on either side. position_ids changes nothing, because there is no
-        rotation. logits_to_keep=n: only of the last n tokens.
-        With a cache, the tokens continue it and are added to it.
+        rotation. logits_to_keep=n returns the last n of the t positions only, 0 all. With a cache,
+        the tokens continue it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -485,17 +491,18 @@ def config_from_hub(hub):
     attention = keys if "*" in layers else absent
     mlp = keys if "-" in layers else absent
     moe = keys if "E" in layers else absent
-    for part, key, only in (
+    # transformers 5.23.0 ignores attention_bias and tie_word_embeddings.
+    for part, key, supported in (
         (keys, "mlp_hidden_act", "relu2"),
         (mamba, "mamba_hidden_act", "silu"),
-        (attention, "attention_bias", False),  # transformers 5.23.0 ignores it
+        (attention, "attention_bias", False),
         (attention, "sliding_window", None),
         (moe, "n_shared_experts", 1),
         (keys, "residual_in_fp32", False),
-        (keys, "tie_word_embeddings", False),  # so does it here
+        (keys, "tie_word_embeddings", False),
     ):
-        if part.value(key, only) != only:
-            raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {only!r}")
+        if part.value(key, supported) != supported:
+            raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {supported!r}")
     latent = moe.value("moe_latent_size", None)
     latent = None if latent is None else moe.size("moe_latent_size", latent)
     config = Config(
@@ -541,8 +548,8 @@ def config_from_hub(hub):
     group = config.n_routed_experts // config.n_group
     if config.topk_group > config.n_group or (config.n_group > 1 and group < 2):
         raise ValueError(
-            f"topk_group {config.topk_group} of n_group {config.n_group} groups of {group} experts"
-            " cannot be chosen; a group needs 2 experts, and topk_group is at most n_group"
+            f"topk_group is {config.topk_group}, n_group {config.n_group}, with {group} experts in "
+            "a group; topk_group must be at most n_group, and a group must have 2 experts or more"
         )
     if config.num_experts_per_tok > config.topk_group * group:
         raise ValueError(
@@ -586,11 +593,11 @@ def read_limit(limit):
     raise ValueError(f"time_step_limit is {limit!r}; it must be two numbers, 0 or more")
 
 
-# `architectures` in config.json -> class; the first where there is none.
+# `architectures` in config.json -> class; the first is the default.
 ARCHITECTURES = {"NemotronHForCausalLM": NemotronH}
 
-# Checkpoint name -> parameter name; {} is the layer, then the expert. A {} in the parameter's name
-# alone: the tensor is a stack with one row for each. None: the tensor is skipped.
+# Checkpoint name -> parameter name; {} is the layer, then the expert. If only the parameter's name
+# has the expert's {}, the tensor is a stack of all experts' matrices. None: the tensor is skipped.
 DECODER_NAMES = (
     "embeddings.weight",
     "norm_f.weight",

@@ -270,7 +270,7 @@ MUTANTS = {
     ),
     "Nemotron-H: padding changes the state": (
         "cache.py",
-        "(x * tokens[..., None]).take_along_dim",
+        "(x * self.is_token[..., None]).take_along_dim",
         "x.take_along_dim",
     ),
     "Nemotron-H: padding enters the convolution": (
@@ -337,13 +337,18 @@ MUTANTS = {
     ),
     "NanoChat 2026: smear forgets the token before the call": (
         "nanochat_2026.py",
-        "previous_ids(ids, seen, call.positions)",
+        "previous_ids(all_ids, all_positions, call.positions)",
         "previous_ids(input_ids, call.positions, call.positions)",
     ),
     "NanoChat 2026: backout from a layer too early": (
         "nanochat_2026.py",
         "if i == self.config.num_hidden_layers // 2:",
         "if i == self.config.num_hidden_layers // 2 - 1:",
+    ),
+    "cache: a savepoint stays valid after a later one": (
+        "cache.py",
+        "        self.version = object()\n        states = [",
+        "        states = [",
     ),
     "cache: a snapshot of views": (
         "cache.py",

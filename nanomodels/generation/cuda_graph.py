@@ -42,7 +42,10 @@ class StaticSSM(SSM):
 
 
 class StaticCache(Cache):
-    """The first slots of a cache, in the cache's own memory, for calls with one token a row."""
+    """The first slots of a cache, in the cache's own memory, for calls with one token a row.
+
+    Its next slot is a tensor (1,) on the device, and so is the first_slot of its Calls.
+    """
 
     def __init__(self, cache, slots):
         self.entries = []
@@ -100,7 +103,7 @@ class GraphDecoder:
 
     def __init__(self, model, cache):
         self.model, self.cache, self.slots = model, cache, SLOTS
-        cache.epoch = object()
+        cache.version = object()
         cache.counts = cache.counts.clone()  # written in place from now on
         self.ids = torch.zeros_like(cache.counts)
         self.replay = None
