@@ -91,7 +91,11 @@ def parse_arguments(argv):
         default="auto",
         help="dtype of the weights [auto: the checkpoint's]",
     )
-    add("--quantize", choices=("int4", "int8"), help="store weights in 4 or 8 bits: less exact")
+    add(
+        "--quantize",
+        choices=("int4", "int8"),
+        help="store weights in 4 or 8 bits: less exact, and without AVX-512 not faster",
+    )
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
