@@ -9,20 +9,20 @@ Words that the code uses:
     row           one sequence of a batch
     prompt        the tokens that are given; all others are generated
     prefill       the calls that read the prompt
-    decode step   a call that reads one generated token a row, to choose the next
-    call          one forward pass, with any number of tokens a row
+    decode step   a call that reads one generated token per row, to choose the next
+    call          one forward pass, with any number of tokens per row
     slot          where the cache stores one token of each row, or padding
     position      the index of a token in its row; padding has none
     padding       fills short rows of a batch; it changes nothing
     begin         give a call its slots
-    stage         write what a call computes where it does not count yet
+    stage         write a call's results where they do not count yet
     commit        make a call's tokens part of the cache
     savepoint     a state of the cache to go back to
     rollback      undo all calls since a savepoint
     prefix        the first tokens of a text, which two prompts may share
     draft         tokens that are guessed, then checked by the model in one call
     yield         give the caller the next token or piece of text
-    head          the last linear, from hidden states to logits
+    head          a part of attention or Mamba; of a model: the last linear, to logits
     prepack       store a weight in the order in which a CPU kernel reads it
     quantise      store a weight in 4 or 8 bits; dequantise: compute its numbers again
     era           a version of nanochat, with its own constants

@@ -1,10 +1,10 @@
 """Softmax attention, the same for all decoders: softmax(q k^T / sqrt(d)) v.
 
 torch's F.scaled_dot_product_attention (SDPA) computes all of it. It is fast on CUDA, and on a CPU
-with AMX in bfloat16. In two cases it is slow on a CPU (torch 2.13), so they have their own code:
+with AMX in bfloat16. In two cases another way is faster on a CPU (torch 2.13):
 
-    one token, several heads share a key head     these heads become rows of one product
-    a prompt, without AMX or not in bfloat16      blocks of queries, as plain matrix products
+    one token                                   heads that share a key head become rows of SDPA
+    a prompt, without AMX or not in bfloat16    blocks of queries, as plain matrix products
 
 Shapes: b batch, t queries, s keys, h heads, g heads of keys and values (h/g queries share one), d
 head width, n queries of a block.
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from nanomodels import cpu
 
 MAX_REPEATED = 1 << 27  # numbers of k after it is repeated for all heads; v has as many
-BLOCK = 64  # queries: smaller blocks make small products, larger ones compute masked scores
-MIN_ROWS = 64  # of a product, n h/g; products with fewer rows are slow
+BLOCK = 64  # queries: smaller blocks are slow, larger ones compute more masked scores
+MIN_ROWS = 64  # of a product, n h/g; if fewer, one key head at a time: its blocks can be larger
 MAX_SCORES = 1 << 23  # of a block: 32 MB before the softmax, and 32 MB after it
 
 

@@ -16,7 +16,7 @@ so what is written there does not count.
 A slot holds one token or padding of each row: `positions[row, slot]` is the index of the token in
 its row, or -1 for padding. `begin` computes the mask from these numbers.
 
-Five ways to go back, and what each costs:
+Five ways to keep a state and go back to it:
 
     savepoint, rollback    undo all calls since the last savepoint; copies nothing
     truncate               keep the first n tokens of each row; not with Mamba-2 states
@@ -24,12 +24,11 @@ Five ways to go back, and what each costs:
     save, load             a snapshot in a file, with the token ids
     clone                  a second cache; copies all memory, the free slots too
 
-Fill a cache under torch.inference_mode() or torch.no_grad(). If it is also used outside
-inference_mode, make it there.
+Fill a cache under torch.inference_mode() or torch.no_grad(). If it is used outside inference_mode,
+make it outside, too.
 
-Shapes: b batch, t tokens in this call, s cache slots so far, g key/value heads, d head width; of
-Mamba-2: w convolution width, c channels, h heads, p head width, n state width.
-"""
+Shapes: b batch, t tokens in this call, s cache slots with this call's, g key/value heads, d head
+width; of Mamba-2: w convolution width, c channels, h heads, p head width, n state width."""
 
 import copy
 import json
@@ -153,7 +152,7 @@ class Call:
 
 
 class NoCache:
-    """What stands in for a cache where none is given: the full pass, from slot 0, kept nowhere."""
+    """Used if no cache is given: the call starts at slot 0, and nothing is kept."""
 
     def __init__(self, layers, device):
         self.entries, self.device = [None] * layers, device
@@ -239,12 +238,12 @@ class Cache:
     def rollback(self, savepoint):
         """Undo all calls since the savepoint; again and again, if wanted.
 
-        Raises ValueError if it is another cache's, if there is a later one, or if the cache was
-        truncated, reordered or restored since.
+        Raises ValueError if it is another cache's, if there is a newer savepoint, or if the cache
+        was truncated, reordered or restored since.
         """
         if savepoint.version is not self.version:
             raise ValueError(
-                "the savepoint is not valid: it is another cache's, there is a later one, or the "
+                "the savepoint is not valid: it is another cache's, there is a newer one, or the "
                 "cache was truncated, reordered or restored"
             )
         self.length, self.has_padding = savepoint.length, savepoint.has_padding
@@ -268,7 +267,7 @@ class Cache:
             )
         longest = int(self.counts.max())
         if not 0 <= length <= longest:
-            raise ValueError(f"cannot truncate a cache of {longest} tokens a row to {length}")
+            raise ValueError(f"cannot truncate to {length}: the longest row has {longest} tokens")
         self.version = object()
         self.positions[self.positions >= length] = PADDING
         self.counts = self.counts.clamp(max=length)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def fits(experts, x):
+def can_stack(experts, x):
     """Whether the experts of a layer are computed together for x (b, t, m).
 
     Not if they are quantised, and not if they are trained: the stack has no gradients.

@@ -15,8 +15,8 @@ are normalised after the rotation ("QK norm"). The MLP has no gate. The logits h
 float32. The rotation turns by minus the angle: a model can be trained with either sign, and these
 were trained with minus.
 
-Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
-key/value heads (h/g query heads share one), d head width.
+Shapes: b batch, t tokens in this call, s cache slots with this call's, m model width, f MLP width,
+h heads, g key/value heads (h/g query heads share one), d head width.
 
 `nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
@@ -146,9 +146,9 @@ class NanoChat(nn.Module):
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
-        and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
+        and 0 for padding, on either side. position_ids (b, t) changes only the rotation; by
         default each row counts its tokens from 0. logits_to_keep=n returns the last n of the t
-        positions only, 0 all. With a cache, the tokens continue it and are added to it.
+        columns only, 0 all. With a cache, the tokens continue it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -166,7 +166,7 @@ class NanoChat(nn.Module):
         inputs_embeds=None,
         logits_to_keep=0,
     ):
-        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
@@ -184,7 +184,7 @@ class NanoChat(nn.Module):
         return rms_norm(x, self.config.rms_norm_eps)
 
     def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
@@ -202,7 +202,7 @@ class NanoChat(nn.Module):
 def config_from_hub(hub):
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
-    Raises ValueError naming the key for anything that this file does not implement.
+    Raises ValueError, with the key, for what this file does not implement.
     """
     keys = ConfigReader(hub)
     if keys.value("hidden_act", "relu2") != "relu2":

@@ -27,8 +27,8 @@ computed again. (nanochat itself forgets the previous token at the start of a ca
 This is a file of its own because d20, d32, d34 and the Hub's `nanochat` have none of this. So
 neither decoder needs an `if` for the other.
 
-Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
-key/value heads (h/g query heads share one), d head width.
+Shapes: b batch, t tokens in this call, s cache slots with this call's, m model width, f MLP width,
+h heads, g key/value heads (h/g query heads share one), d head width.
 
 `nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
@@ -76,7 +76,7 @@ class Config:
     __str__ = one_field_a_line
 
     def has_value_embed(self, i):
-        """Whether layer i has a value embedding: the last layer, and every other one before it."""
+        """Whether layer i has a value embedding: every second layer, counted from the last."""
         return self.value_gate is not None and i % 2 == (self.num_hidden_layers - 1) % 2
 
 
@@ -232,8 +232,8 @@ class NanoChat2026(KeepFloat32):
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t). attention_mask (b, t) is 1 for a token and 0 for padding, on either side.
-        position_ids (b, t) changes the rotation alone; by default each row counts its tokens from
-        0. logits_to_keep=n returns the last n of the t positions only, 0 all. inputs_embeds is
+        position_ids (b, t) changes only the rotation; by default each row counts its tokens from
+        0. logits_to_keep=n returns the last n of the t columns only, 0 all. inputs_embeds is
         refused, because value embeddings and smear need the ids. With a cache, the tokens continue
         it and are added to it.
         """
@@ -253,7 +253,7 @@ class NanoChat2026(KeepFloat32):
         inputs_embeds=None,
         logits_to_keep=0,
     ):
-        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("nanochat of 2026 needs the ids: give input_ids, not inputs_embeds")
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
@@ -284,7 +284,7 @@ class NanoChat2026(KeepFloat32):
         return rms_norm(x[:, -logits_to_keep:], eps)  # 0 keeps all, because x[:, -0:] is x[:, 0:]
 
     def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device.
+        """An empty cache for `batch` rows of `max_length` slots, on the model's device.
 
         After the entries of the layers there is one more, with the token ids.
         """
@@ -351,7 +351,7 @@ def config_from_nanochat(model_config, era):
 def config_from_hub(hub):
     """Read a config.json that `config_from_nanochat` made: nanochat's own keys, and the era.
 
-    Raises ValueError naming the key for anything that this file does not implement.
+    Raises ValueError, with the key, for what this file does not implement.
     """
     names = NANOCHAT_KEYS[:-1]
     missing = [key for key in names if key not in hub]
@@ -364,7 +364,7 @@ def config_from_hub(hub):
     if m % heads or heads % groups or m // heads % 2:
         raise ValueError(
             f"n_embd {m}, n_head {heads} and n_kv_head {groups} do not go together: each must be a "
-            "multiple of the next, the first an even one"
+            "multiple of the next, and n_embd / n_head even"
         )
     channels = max(SMEAR_CHANNELS if era.smear else 0, era.value_gate[0] if era.value_gate else 0)
     if m < channels:
@@ -427,7 +427,7 @@ def detect_era(tensors, wanted=None):
     """The era of a checkpoint's tensors {name: tensor}: FIRST, or a name in ERAS.
 
     Several eras may have such tensors; `wanted` chooses among them.
-    Raises ValueError for an unknown `wanted`, and for tensors that it, or every era, does not have.
+    Raises ValueError for an unknown `wanted`, and for tensors that do not fit it, or fit no era.
     """
     if wanted not in (None, FIRST, *ERAS):
         raise ValueError(f"era {wanted!r} is unknown; known: {', '.join((FIRST, *ERAS))}")

@@ -11,14 +11,14 @@
                    o_proj(softmax(rotate(q) rotate(k)^T / sqrt(d), causal) v)
 
 What is unusual: the norm is a LayerNorm with a bias, and its stored weight is the gain minus 1.
-Only the first r numbers of each head are rotated, half of them in all checkpoints. The MLP has no
-gate. In some checkpoints d is not m / h.
+Only the first r numbers of each head are rotated; r = d/2 in all checkpoints. The MLP has no gate.
+In some checkpoints d is not m / h.
 
 Differences from nanochat.py: norms have weights; there is no norm after the embedding, on queries
 or on keys; the rotation turns by plus the angle; logits have no cap.
 
-Shapes: b batch, t tokens in this call, s cache slots so far, m model width, f MLP width, h heads, g
-key/value heads (h/g query heads share one), d head width, r rotated numbers of a head.
+Shapes: b batch, t tokens in this call, s cache slots with this call's, m model width, f MLP width,
+h heads, g key/value heads (h/g query heads share one), d head width, r rotated numbers of a head.
 
 `nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
     ):
         """The last norm's output (b, t, m). The arguments are those of Nemotron.forward.
 
-        Tokens are selected before the norm, so that the head gets contiguous rows. Otherwise a
+        Tokens are selected before the norm, so that the head's input is contiguous. Otherwise a
         bfloat16 linear copies its weight on a CPU (torch 2.13).
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -203,9 +203,9 @@ class Nemotron(nn.Module):
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
-        and 0 for padding, on either side. position_ids (b, t) changes the rotation alone; by
+        and 0 for padding, on either side. position_ids (b, t) changes only the rotation; by
         default each row counts its tokens from 0. logits_to_keep=n returns the last n of the t
-        positions only, 0 all. With a cache, the tokens continue it and are added to it.
+        columns only, 0 all. With a cache, the tokens continue it and are added to it.
         """
         x = self.hidden(
             input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
@@ -213,11 +213,11 @@ class Nemotron(nn.Module):
         return self.lm_head(x).float()
 
     def hidden(self, *args, **kwargs):
-        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         return self.model(*args, **kwargs)
 
     def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.model.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
@@ -338,7 +338,7 @@ SPELLINGS = {
 def config_from_hub(hub):
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
-    Raises ValueError naming the key for anything that this file does not implement.
+    Raises ValueError, with the key, for what this file does not implement.
     """
     keys = ConfigReader(hub, SPELLINGS)
     if keys.value("hidden_act", "relu2") != "relu2":
@@ -384,7 +384,7 @@ ARCHITECTURES = {
     "NemotronForTokenClassification": NemotronForTokenClassification,
 }
 
-# Checkpoint name -> parameter name; {} is the layer. Both names are equal. The decoder is called
+# Names of parameters, which are those of the checkpoints; {} is the layer. The decoder is called
 # `model`, but `transformer` for question answering.
 DECODER_NAMES = (
     "embed_tokens.weight",

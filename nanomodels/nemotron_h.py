@@ -3,7 +3,7 @@
     x = embed(ids)
     for each layer:
         u = norm(x)
-        x = x + mixer(u)                    one mixer a layer, of four kinds:
+        x = x + mixer(u)                    one mixer per layer, of four kinds:
     logits = lm_head(norm(x))
 
     M  Mamba-2:    z, xBC, dt = in_proj(u)
@@ -11,7 +11,7 @@
                    x, B, C = silu(conv(xBC))               over each channel's last w tokens
                    S = exp(-exp(A_log) dt) S + dt x B^T    the state, token by token
                    y = S C + D x
-                   out_proj(group_norm(y * silu(z)))
+                   out_proj(norm(y * silu(z)))             the norm in each of g groups
     *  attention:  o_proj(softmax(q_proj(u) k_proj(u)^T / sqrt(d), causal) v_proj(u))
     -  MLP:        down_proj(relu(up_proj(u))^2)
     E  experts:    scores = sigmoid(gate(u));  chosen = top k of scores + bias
@@ -33,14 +33,14 @@ dtype.
 A cached Mamba layer keeps S and the last w-1 inputs of its convolution, whatever the text's length.
 
 Shapes: b batch, t tokens in this call, m model width, f MLP width.
-Attention: s cache slots so far, h heads, g key/value heads, d head width.
+Attention: s cache slots with this call's, h heads, g key/value heads, d head width.
 Mamba-2: h heads, g groups of heads that share B and C, p head width, n state width, c channels of
 x, B and C together, w convolution width, l tokens of a chunk (as queries), s the same as keys.
-Experts: e experts, k chosen of them, r rows b * t.
+Experts: e experts, k chosen of them, r = b * t tokens.
 
 `nanomodels.load` may replace an nn.Linear by a class from linears/ that computes the same product.
 
-Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, but for the lower limit of dt
+Sources: transformers 5.23.0 models/nemotron_h/modeling_nemotron_h.py, except the lower limit of dt
 in its line 414: the checkpoints were trained without it; arXiv 2405.21060 (Mamba-2); arXiv
 2504.03624 (Nemotron-H).
 """
@@ -349,18 +349,20 @@ class MoE(nn.Module):
     def forward(self, x):
         rows = x.flatten(0, 1)  # (r, m)
         chosen, weights = self.gate(rows)
-        u = self.fc1_latent_proj(rows)
-        if experts.fits(self.experts, x):  # on a GPU
-            y = experts.at_once(self.experts, u, chosen, weights)  # (r, m), float32
+        latent = self.fc1_latent_proj(rows)  # rows itself without moe_latent_size
+        if experts.can_stack(self.experts, x):  # on a GPU
+            y = experts.at_once(self.experts, latent, chosen, weights)  # as latent, float32
         else:
-            y = torch.zeros_like(u, dtype=weights.dtype)
+            y = torch.zeros_like(latent, dtype=weights.dtype)
             # Sort the r * k choices by expert: each expert is called once, for all its rows.
             ids, order = chosen.flatten().sort(stable=True)
             ids, counts = ids.unique_consecutive(return_counts=True)
             for i, choices in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
                 row = choices // chosen.shape[1]
-                y.index_add_(0, row, self.experts[i](u[row]) * weights.flatten()[choices, None])
-        y = self.fc2_latent_proj(y.type_as(u))
+                y.index_add_(
+                    0, row, self.experts[i](latent[row]) * weights.flatten()[choices, None]
+                )
+        y = self.fc2_latent_proj(y.type_as(latent))
         return y.view_as(x) + self.shared_experts(x)
 
 
@@ -406,7 +408,7 @@ class NemotronH(nn.Module):
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
         and 0 for padding, on either side. position_ids changes nothing, because there is no
-        rotation. logits_to_keep=n returns the last n of the t positions only, 0 all. With a cache,
+        rotation. logits_to_keep=n returns the last n of the t columns only, 0 all. With a cache,
         the tokens continue it and are added to it.
         """
         x = self.hidden(
@@ -423,7 +425,7 @@ class NemotronH(nn.Module):
         inputs_embeds=None,
         logits_to_keep=0,
     ):
-        """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
+        """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
@@ -436,7 +438,7 @@ class NemotronH(nn.Module):
         return self.norm_f(x[:, -logits_to_keep:])  # 0 keeps all, because x[:, -0:] is x[:, 0:]
 
     def new_cache(self, batch, max_length):
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
+        """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.embeddings.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = []
@@ -482,7 +484,7 @@ LETTERS = {
 def config_from_hub(hub):
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
-    Raises ValueError naming the key for anything that this file does not implement.
+    Raises ValueError, with the key, for what this file does not implement.
     """
     keys, layers = ConfigReader(hub, SPELLINGS), read_layers(hub)
     # The keys of a kind of layer that the model does not have are ignored.
@@ -596,8 +598,7 @@ def read_limit(limit):
 # `architectures` in config.json -> class; the first is the default.
 ARCHITECTURES = {"NemotronHForCausalLM": NemotronH}
 
-# Checkpoint name -> parameter name; {} is the layer, then the expert. If only the parameter's name
-# has the expert's {}, the tensor is a stack of all experts' matrices. None: the tensor is skipped.
+# Names of parameters; {} is the layer, then the expert.
 DECODER_NAMES = (
     "embeddings.weight",
     "norm_f.weight",
@@ -638,6 +639,8 @@ DECODER_NAMES = (
     "layers.{}.mixer.fc2_latent_proj.bias",
 )
 DECODERS = ("backbone", "model")
+# Checkpoint name -> parameter name. If only the parameter's name has the expert's {}, the tensor is
+# a stack of all experts' matrices. None: the tensor is skipped.
 HUB_NAMES = {
     "lm_head.weight": "lm_head.weight",
     # transformers 5 stacks a layer's experts: (e, f, m) and (e, m, f).

@@ -103,7 +103,7 @@ def test_truncating_frees_slots(attention):
     assert cache.length == 6
     close(attention(ids[:, 6:], cache=cache), full[:, 6:])
     for length in (-1, 21):
-        with pytest.raises(ValueError, match=f"a cache of 20 tokens a row to {length}"):
+        with pytest.raises(ValueError, match=f"to {length}: the longest row has 20"):
             cache.truncate(length)
 
 

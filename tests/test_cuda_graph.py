@@ -29,7 +29,7 @@ def model(request, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """The experts of a step are called at once; those of a prompt by the loop."""
-    monkeypatch.setattr(experts, "fits", lambda _, x: x.shape[1] == 1)
+    monkeypatch.setattr(experts, "can_stack", lambda _, x: x.shape[1] == 1)
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ def rows(device, *shape, seed=1):
 def output(way, moe, x):
     """The layer's output; way is "loop", "gathered" or "grouped"."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experts, "fits", lambda *_: way != "loop")
+        patch.setattr(experts, "can_stack", lambda *_: way != "loop")
         patch.setattr(experts, "has_grouped", lambda _: way == "grouped")
         return moe(x)
 
@@ -172,19 +172,19 @@ def test_a_decode_step_on_a_gpu_never_synchronises(device, dtype):
 
 def test_the_loop_is_kept_where_it_is_faster_or_the_only_way():
     moe, one, many = layer("cpu"), rows("cpu", 3, 1), rows("cpu", 1, 3)
-    assert not experts.fits(moe.experts, one)
+    assert not experts.can_stack(moe.experts, one)
     moe, one, many = moe.to("meta"), one.to("meta"), many.to("meta")
-    assert experts.fits(moe.experts, one)
-    assert not experts.fits(moe.experts, many)  # it would copy a weight for each choice
+    assert experts.can_stack(moe.experts, one)
+    assert not experts.can_stack(moe.experts, many)  # it would copy a weight for each choice
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "has_grouped", lambda _: True)
-        assert experts.fits(moe.experts, many)
+        assert experts.can_stack(moe.experts, many)
     moe.experts[4].down_proj.weight.requires_grad_()
-    assert not experts.fits(moe.experts, one)
+    assert not experts.can_stack(moe.experts, one)
     with torch.no_grad():
-        assert experts.fits(moe.experts, one)
+        assert experts.can_stack(moe.experts, one)
     moe.experts[0].up_proj = quantized.QuantizedLinear(64, 128, None, "int4")
-    assert not experts.fits(moe.experts, one)
+    assert not experts.can_stack(moe.experts, one)
 
 
 @pytest.mark.parametrize(

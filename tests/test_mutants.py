@@ -293,9 +293,10 @@ MUTANTS = {
     ),
     "Nemotron-H: the router sees the latent": (
         "nemotron_h.py",
-        "chosen, weights = self.gate(rows)\n        u = self.fc1_latent_proj(rows)",
-        "u = self.fc1_latent_proj(rows)\n"
-        "        chosen, weights = self.gate(F.pad(u, (0, rows.shape[1] - u.shape[1])))",
+        "chosen, weights = self.gate(rows)\n        latent = self.fc1_latent_proj(rows)",
+        "latent = self.fc1_latent_proj(rows)\n"
+        "        padded = F.pad(latent, (0, rows.shape[1] - latent.shape[1]))\n"
+        "        chosen, weights = self.gate(padded)",
     ),
     "experts: rows in another order": ("experts.py", "[order.argsort()]", ""),
     "experts: each loses its first row": ("experts.py", "right=True", "right=False"),
