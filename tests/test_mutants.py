@@ -17,6 +17,7 @@ NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 
 # file: its tests, where they have other names
 TESTS = {
+    "cache": ["cache", "drafts"],
     "loading": ["loading", "memory", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "writing": ["convert"],

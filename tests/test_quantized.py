@@ -300,6 +300,15 @@ def test_a_weight_is_used_as_it_is_stored(monkeypatch):
     assert module.codes.shape == (1, 128, 32)
 
 
+def test_the_kernel_is_used_for_its_own_blocks_alone(monkeypatch):
+    """A model that comes from a GPU has blocks of 64, whatever the CPU's kernel reads."""
+    packed = quantized.quantize(normal(64, 128), "int4")
+    for mine in (64, 32, None):
+        monkeypatch.setattr(quantized, "kernel_block", lambda mine=mine: mine)
+        for block in (64, 32):
+            assert Int4.kernel_reads(packed.arranged(block)) == (block == mine)
+
+
 @given(sizes, sizes, seeds)
 @settings(max_examples=examples(20), deadline=None)
 def test_codes_are_repacked_a_chunk_at_a_time(n, k, seed):
