@@ -444,6 +444,17 @@ MUTANTS = {
     "transformers' names for the Hub's": ("convert.py", "names.setdefault(ours, hub)",
                                           "names[ours] = hub"),
     "a source that may change": ("writing.py", "if state_of(path) != state:", "if False:"),
+    "convert: a foreign hidden folder is emptied": (
+        "writing.py",
+        "if not (is_new or is_ours(folder) or is_empty(folder)):",
+        "if False:",
+    ),
+    "convert: a foreign old folder is removed": ("writing.py", "if not is_ours(old):", "if False:"),
+    "convert: a target that fills meanwhile is replaced": (
+        "writing.py",
+        "replaces = check()",
+        "replaces = dst.exists()",
+    ),
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",
                                             "if step is None else step", ""),

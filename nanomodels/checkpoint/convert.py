@@ -20,6 +20,7 @@ from nanomodels.checkpoint import loading
 from nanomodels.checkpoint.names import left_out, numbers, pattern
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.checkpoint.writing import (
+    MARK,
     Mapped,
     Part,
     Progress,
@@ -48,7 +49,7 @@ COMPANIONS = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 # All files that a converted folder can have.
-CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json")
+CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json", MARK)
 ALIGNMENT = 64  # bytes, in our layout: a cache line, and the width of the widest vector register
 SHARD = 5_000_000_000  # bytes at most of a file's tensors, in the Hub's layout
 
@@ -112,7 +113,7 @@ def convert(
             check_written(folder, source, parts, dtype)
             watch.check()
         flush(folder)
-        publish(folder, dst, force)
+        publish(folder, dst, lambda: check_replaced(dst, force))
     tell(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
 
 
@@ -133,16 +134,30 @@ def check_target(src, dst, force):
     if dst.resolve() in (src, *src.parents) or src in dst.resolve().parents:
         raise ValueError(f"{dst} is SRC, or one is in the other; give another DST")
     restore_old(dst)
-    if os.path.lexists(dst):
-        if not force:
-            raise ValueError(f"{dst} is there already; --force replaces it, or give another DST")
-        if dst.is_symlink() or not (dst / "config.json").is_file():
-            raise ValueError(f"{dst} is not the folder of a checkpoint: not replaced")
-        ours = {path for wildcard in CONTENTS for path in dst.glob(wildcard)}
-        ours |= {path.parent for path in ours}
-        if others := sorted({*dst.rglob("*")} - ours):
-            raise ValueError(f"{others[0]} is no part of a checkpoint: {dst} is not replaced")
+    check_replaced(dst, force)
     return dst
+
+
+def check_replaced(dst, force):
+    """Whether there is a folder to replace. Raise ValueError where other files would be lost."""
+    if not os.path.lexists(dst):
+        return False
+    if not force:
+        raise ValueError(f"{dst} is there already; --force replaces it, or give another DST")
+    if other := foreign(dst):
+        raise ValueError(f"{other}: {dst} is not replaced")
+    return True
+
+
+def foreign(folder):
+    """What shows that a folder is more than a checkpoint, or None."""
+    if folder.is_symlink() or not (folder / "config.json").is_file():
+        return f"{folder} is not the folder of a checkpoint"
+    ours = {path for wildcard in CONTENTS for path in folder.glob(wildcard)}
+    ours |= {path.parent for path in ours}
+    if others := sorted({*folder.rglob("*")} - ours):
+        return f"{others[0]} is no part of a checkpoint"
+    return None
 
 
 def origin(folder):
