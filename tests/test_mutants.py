@@ -19,6 +19,8 @@ NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 TESTS = {
     "loading": ["loading", "memory", "convert"],
     "nanochat_folder": ["loading", "convert"],
+    "tensors": ["loading", "hostile_files"],
+    "pickles": ["hostile_files"],
     "writing": ["convert"],
 }
 
@@ -454,6 +456,19 @@ MUTANTS = {
         "writing.py",
         "replaces = check()",
         "replaces = dst.exists()",
+    ),
+    "pickles: tuples of any size": ("pickles.py", "if size > LARGEST_TUPLE:", "if False:"),
+    "pickles: any function is called": ("pickles.py", "if function not in CALLS or", "if"),
+    "pickles: the older format is not checked": (
+        "pickles.py",
+        "            for _ in range(OLDER_PICKLES):",
+        "            for _ in range(3):",
+    ),
+    "the bit for negative numbers is lost": ("tensors.py", ".resolve_neg()", ""),
+    "tensors of numbers that are not there": (
+        "tensors.py",
+        "if tensor.untyped_storage().nbytes() < tensor.nbytes:",
+        "if False:",
     ),
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",
