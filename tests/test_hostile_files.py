@@ -5,6 +5,7 @@ Each file that could freeze or crash Python is read by a program of its own, wit
 
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import convert_hf
 import nanomodels
 from nanomodels.checkpoint.pickles import LARGEST_PICKLE, LARGEST_TUPLE
+from nanomodels.text import files
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,6 +212,114 @@ def test_a_stack_of_empty_matrices_is_refused(tmp_path):
     write_header(folder / "model.safetensors", {name: entry})
     refused(folder, f"{name} is [1000000000, 0, 0]")
     assert tensors
+
+
+# --- Files that are none, and links ---
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("generate.py", "additional_chat_templates/a.jinja"),
+        ("convert_hf.py", "additional_chat_templates/a.jinja"),
+        ("convert_hf.py", "merges.txt"),
+        ("convert_hf.py", "tokenizer_config.json"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+def test_what_is_no_plain_file_is_not_read(tmp_path, kind, name, program):
+    folder = tmp_path / "hub"
+    shutil.copytree(ROOT / "weights" / "nanochat-tiny", folder)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 2 * files.LARGEST)
+    refused(folder, str(path), program=program)
+
+
+def test_a_companion_outside_the_folder_is_not_copied(folder, tmp_path, capsys):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    (folder / "vocab.json").symlink_to(secret)
+    assert convert(folder) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'vocab.json'} is a link to {secret}" in error
+    assert error.count("\n") == 1
+    (folder / "vocab.json").unlink()
+    (folder / "additional_chat_templates").symlink_to(tmp_path)
+    (tmp_path / "a.jinja").write_text("secret")
+    assert convert(folder) == 2
+    assert not Path(f"{folder}-new").exists()
+    (folder / "additional_chat_templates").unlink()
+    (folder / "vocab.json").symlink_to("inside.json")
+    (folder / "inside.json").write_text("{}")
+    assert convert(folder) == 0
+    assert Path(f"{folder}-new", "vocab.json").read_text() == "{}"
+
+
+def test_the_hubs_cache_keeps_its_files_elsewhere(folder, tmp_path):
+    """models--OWNER--NAME/snapshots/REVISION holds links to models--OWNER--NAME/blobs."""
+    cache = tmp_path / "models--owner--name"
+    snapshot, blobs = cache / "snapshots" / "0123abc", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (folder / "vocab.json").write_text("{}")
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(blobs / str(i))
+        (snapshot / path.name).symlink_to(Path("../../blobs", str(i)))
+    assert convert_hf.main([str(snapshot), str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "vocab.json").read_text() == "{}"
+    assert not (tmp_path / "new" / "vocab.json").is_symlink()
+
+
+def test_a_fifo_in_place_of_the_downloads_note_is_not_read(folder):
+    note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    note.parent.mkdir(parents=True)
+    os.mkfifo(note)
+    assert convert(folder) == 0
+
+
+def test_a_pipe_may_hold_the_prompts(tmp_path):
+    command = f"{sys.executable} generate.py --quiet --max-new-tokens 2 --prompt-file <(echo Hi)"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# --- Messages ---
+
+
+def test_a_terminal_gets_no_control_characters(folder, capsys):
+    tensors = load_file(folder / "model.safetensors")
+    name = "\x1b]0;x\x07\u202e.y"
+    named = {f"language_model.{n}": t for n, t in tensors.items()} | {name: torch.ones(2)}
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+    assert convert(folder) == 0
+    said = capsys.readouterr()
+    assert r"\x1b]0;x\x07\u202e" in said.out
+    assert (said.out + said.err).replace("\n", "").isprintable()
+    (folder / "model.safetensors").rename(folder / "\x1b[2J.safetensors")
+    index = {"weight_map": dict.fromkeys(named, "\x1b[2J.safetensors") | {"\x9b1m": "\x1b[3J"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert convert(folder, "--force") == 2
+    assert capsys.readouterr().err.strip().isprintable()
+
+
+def test_a_message_is_never_long(folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "A" * 10**6}))
+    assert convert(folder) == 2
+    error = capsys.readouterr().err
+    assert len(error) < 1100
+    assert error.endswith("nanochat_2026\n")  # what is allowed stands at the end
+    assert str(folder) in error
 
 
 @pytest.mark.parametrize("number", ["x", "1" * 5000, "-1", "1.5", "²"])

@@ -21,6 +21,8 @@ TESTS = {
     "nanochat_folder": ["loading", "convert"],
     "tensors": ["loading", "hostile_files"],
     "pickles": ["hostile_files"],
+    "files": ["hostile_files"],
+    "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
 }
 
@@ -469,6 +471,21 @@ MUTANTS = {
         "tensors.py",
         "if tensor.untyped_storage().nbytes() < tensor.nbytes:",
         "if False:",
+    ),
+    "convert: links out of the folder are copied": (
+        "convert.py",
+        "if not any(each in file.parents for each in folders):",
+        "if False:",
+    ),
+    "files: pipes and devices are read": (
+        "files.py",
+        "if not stat.S_ISREG(state.st_mode):",
+        "if False:",
+    ),
+    "terminal: control characters are written": (
+        "files.py",
+        "c if c.isprintable() else",
+        "c if True else",
     ),
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",

@@ -39,7 +39,7 @@ from nanomodels.checkpoint.writing import (
     write,
 )
 from nanomodels.linears.quantized import parts_of
-from nanomodels.text.files import read_json
+from nanomodels.text.files import check_file, read_json, read_text
 from nanomodels.text.nanochat_pickle import hub_files
 
 # Files that are copied as they are.
@@ -167,9 +167,9 @@ def origin(folder):
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
     # A download with local_dir.
-    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         metadata = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
-        return folder.name, metadata.read_text(encoding="utf-8").split()[0]
+        return folder.name, read_text(metadata).split()[0]
     return folder.name, None
 
 
@@ -180,6 +180,8 @@ def read_companions(source, to):
     """The small files of the new folder: {name: bytes}."""
     src = source.folder
     paths = sorted({path for wildcard in COMPANIONS for path in src.glob(wildcard)})
+    for path in paths:
+        check_companion(path, src)
     files = {str(path.relative_to(src)): path.read_bytes() for path in paths}
     if source.format == "nanochat":
         eos = {"eos_token_id": source.config["eos_token_id"]}
@@ -194,6 +196,20 @@ def read_companions(source, to):
         if config.pop("auto_map", None):  # names code of the repository, which is not copied
             files[path.name] = json_bytes(config)
     return files
+
+
+def check_companion(path, src):
+    """Refuse a link out of the folder: the copy could carry any file of this user to the Hub."""
+    check_file(path)
+    folder, file = src.resolve(), path.resolve()
+    folders = [folder]
+    if folder.parent.name == "snapshots":  # the Hub's cache: its links lead to the folder blobs
+        folders.append(folder.parents[1] / "blobs")
+    if not any(each in file.parents for each in folders):
+        raise ValueError(
+            f"{path} is a link to {file}, outside the folder; put a copy in its place if you want "
+            "it converted, too"
+        )
 
 
 def has_tokenizer(files):

@@ -22,7 +22,7 @@ import torch
 
 from nanomodels.checkpoint.names import PADDING_PREFIX
 from nanomodels.linears.quantized import QuantizedWeight, quantize
-from nanomodels.text.files import say, state_of
+from nanomodels.text.files import printable, say, state_of
 
 WRITE_BYTES = 1 << 26  # written at a time
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int8": "I8"}
@@ -382,6 +382,7 @@ def existing(path):
 
 def tell(line):
     """Write a line to stdout. A reader that has closed it does not stop the program."""
+    line = printable(line)
     try:
         print(line, flush=True)
     except UnicodeEncodeError:  # a terminal without these letters
@@ -408,8 +409,8 @@ class Progress:
         rate = self.done / self.seconds
         say(
             f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, "
-            f"{(self.total - self.done) / rate:.0f} s left\033[K",
-            end="\r",
+            f"{(self.total - self.done) / rate:.0f} s left",
+            end="\033[K\r",
         )
 
     def end(self):
