@@ -40,19 +40,16 @@ def check_torch_file(path):
             for _ in range(OLDER_PICKLES):
                 check_pickle(pickles)
             return
+        size = path.stat().st_size
         with zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > file_size(path):
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
                     raise ValueError(f"{entry.filename} is compressed; torch.save compresses none")
         file.seek(0)
         data = torch._C.PyTorchFileReader(file).get_record("data.pkl")  # what torch.load reads
     if len(data) > LARGEST_PICKLE:
         raise ValueError(f"its pickle has {len(data)} bytes; at most {LARGEST_PICKLE} are read")
     check_pickle(data)
-
-
-def file_size(path):
-    return path.stat().st_size
 
 
 def check_pickle(data):
