@@ -458,6 +458,71 @@ def test_a_run_that_ends_between_two_names_loses_nothing(source, target, monkeyp
     assert [path.name for path in target.parent.iterdir()] == ["ours"]
 
 
+@pytest.mark.parametrize("args", [[], ["--force"]])
+@pytest.mark.parametrize("name", [".ours.partial", ".ours.old"])
+@pytest.mark.parametrize("kind", ["folder", "link", "link to a checkpoint", "file", "checkpoint"])
+def test_what_somebody_else_has_beside_the_target_is_kept(
+    source, target, refused, tmp_path, args, name, kind
+):
+    run(source, target)
+    precious = tmp_path / "precious"
+    shutil.copytree(target, precious)
+    (precious / "letter.txt").write_text("dear")
+    beside = target.parent / name
+    if kind == "folder":
+        precious.rename(beside)
+    elif kind == "file":
+        beside.write_text("dear")
+    elif kind == "checkpoint":  # perhaps a backup
+        shutil.copytree(target, beside)
+    else:
+        if kind == "link to a checkpoint":
+            (precious / "letter.txt").unlink()
+        beside.symlink_to(precious)
+    if not args:
+        shutil.rmtree(target)
+    refused(source, target, *args, words=[f"{beside} is in the way", "move it or remove it"])
+    refused(source, target, *args, "--dtype", "bfloat16", words=[beside])
+    beside.rename(tmp_path / "moved")
+    run(source, target, *args)
+
+
+def test_a_folder_of_another_user_is_not_used(source, target, refused, monkeypatch):
+    (target.parent / ".ours.partial").mkdir()
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    refused(source, target, words=[".ours.partial is in the way"])
+
+
+def test_files_that_come_into_the_target_meanwhile_are_kept(source, target, refused, monkeypatch):
+    run(source, target)
+    before = (target / "model.safetensors").read_bytes()
+    flush = convert.flush
+
+    def meddle(folder):
+        flush(folder)
+        (target / "thesis.tex").write_text("dear")
+
+    monkeypatch.setattr(convert, "flush", meddle)
+    assert convert_hf.main([str(source), str(target), "--force", "--dtype", "bfloat16"]) == 2
+    assert (target / "thesis.tex").read_text() == "dear"
+    assert (target / "model.safetensors").read_bytes() == before
+    assert [path.name for path in target.parent.iterdir()] == ["ours"]
+    other = target.parent / "other"
+    monkeypatch.setattr(convert, "flush", lambda folder: other.mkdir())
+    assert convert_hf.main([str(source), str(other)]) == 2  # nor is an empty folder replaced
+
+
+def test_what_a_killed_run_left_of_the_old_target_is_removed(source, target):
+    run(source, target)
+    old = target.parent / ".ours.old"
+    shutil.copytree(target, old)
+    (old / writing.MARK).touch()
+    run(source, target, "--force")
+    assert [path.name for path in target.parent.iterdir()] == ["ours"]
+    assert not (target / writing.MARK).exists()
+
+
 def test_a_full_disk_is_one_clear_line(source, target, refused, monkeypatch):
     usage = shutil.disk_usage(target.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

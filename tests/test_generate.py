@@ -585,6 +585,7 @@ def test_reasoning_comes_as_it_is_made_and_before_the_answer(scripted, monkeypat
     events = []
     monkeypatch.setattr(terminal, "write", lambda text: events.append(("out", text)))
     monkeypatch.setattr(terminal, "say", lambda line, end="\n": events.append(("err", line + end)))
+    monkeypatch.setattr(terminal, "show", lambda text: events.append(("err", text)))
     monkeypatch.setattr(terminal, "report", lambda *figures: None)
     monkeypatch.setattr(generate, "report", lambda *figures: None)
     scripted("nemotron-3", [THOUGHTFUL], "Capital?")

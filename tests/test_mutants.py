@@ -20,6 +20,10 @@ TESTS = {
     "cache": ["cache", "drafts"],
     "loading": ["loading", "memory", "convert"],
     "nanochat_folder": ["loading", "convert"],
+    "tensors": ["loading", "hostile_files"],
+    "pickles": ["hostile_files"],
+    "files": ["hostile_files"],
+    "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
 }
 
@@ -446,6 +450,45 @@ MUTANTS = {
     "transformers' names for the Hub's": ("convert.py", "names.setdefault(ours, hub)",
                                           "names[ours] = hub"),
     "a source that may change": ("writing.py", "if state_of(path) != state:", "if False:"),
+    "convert: a foreign hidden folder is emptied": (
+        "writing.py",
+        "if not (is_new or is_ours(folder) or is_empty(folder)):",
+        "if False:",
+    ),
+    "convert: a foreign old folder is removed": ("writing.py", "if not is_ours(old):", "if False:"),
+    "convert: a target that fills meanwhile is replaced": (
+        "writing.py",
+        "replaces = check()",
+        "replaces = dst.exists()",
+    ),
+    "pickles: tuples of any size": ("pickles.py", "if size > LARGEST_TUPLE:", "if False:"),
+    "pickles: any function is called": ("pickles.py", "if function not in CALLS or", "if"),
+    "pickles: the older format is not checked": (
+        "pickles.py",
+        "            for _ in range(OLDER_PICKLES):",
+        "            for _ in range(3):",
+    ),
+    "the bit for negative numbers is lost": ("tensors.py", ".resolve_neg()", ""),
+    "tensors of numbers that are not there": (
+        "tensors.py",
+        "if tensor.untyped_storage().nbytes() < tensor.nbytes:",
+        "if False:",
+    ),
+    "convert: links out of the folder are copied": (
+        "convert.py",
+        "if not any(each in file.parents for each in folders):",
+        "if False:",
+    ),
+    "files: pipes and devices are read": (
+        "files.py",
+        "if not stat.S_ISREG(state.st_mode):",
+        "if False:",
+    ),
+    "terminal: control characters are written": (
+        "files.py",
+        "c if c.isprintable() else",
+        "c if True else",
+    ),
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",
                                             "if step is None else step", ""),

@@ -20,6 +20,7 @@ from nanomodels.checkpoint import loading
 from nanomodels.checkpoint.names import left_out, numbers, pattern
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.checkpoint.writing import (
+    MARK,
     Mapped,
     Part,
     Progress,
@@ -38,7 +39,7 @@ from nanomodels.checkpoint.writing import (
     write,
 )
 from nanomodels.linears.quantized import parts_of
-from nanomodels.text.files import read_json
+from nanomodels.text.files import check_file, read_json, read_text
 from nanomodels.text.nanochat_pickle import hub_files
 
 # Files that are copied as they are.
@@ -48,7 +49,7 @@ COMPANIONS = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 # All files that a converted folder can have.
-CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json")
+CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json", MARK)
 ALIGNMENT = 64  # bytes, in our layout: a cache line, and the width of the widest vector register
 SHARD = 5_000_000_000  # bytes at most of a file's tensors, in the Hub's layout
 
@@ -112,7 +113,7 @@ def convert(
             check_written(folder, source, parts, dtype)
             watch.check()
         flush(folder)
-        publish(folder, dst, force)
+        publish(folder, dst, lambda: check_replaced(dst, force))
     tell(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
 
 
@@ -133,16 +134,30 @@ def check_target(src, dst, force):
     if dst.resolve() in (src, *src.parents) or src in dst.resolve().parents:
         raise ValueError(f"{dst} is SRC, or one is in the other; give another DST")
     restore_old(dst)
-    if os.path.lexists(dst):
-        if not force:
-            raise ValueError(f"{dst} is there already; --force replaces it, or give another DST")
-        if dst.is_symlink() or not (dst / "config.json").is_file():
-            raise ValueError(f"{dst} is not the folder of a checkpoint: not replaced")
-        ours = {path for wildcard in CONTENTS for path in dst.glob(wildcard)}
-        ours |= {path.parent for path in ours}
-        if others := sorted({*dst.rglob("*")} - ours):
-            raise ValueError(f"{others[0]} is no part of a checkpoint: {dst} is not replaced")
+    check_replaced(dst, force)
     return dst
+
+
+def check_replaced(dst, force):
+    """Whether there is a folder to replace. Raise ValueError where other files would be lost."""
+    if not os.path.lexists(dst):
+        return False
+    if not force:
+        raise ValueError(f"{dst} is there already; --force replaces it, or give another DST")
+    if other := foreign(dst):
+        raise ValueError(f"{other}: {dst} is not replaced")
+    return True
+
+
+def foreign(folder):
+    """What shows that a folder is more than a checkpoint, or None."""
+    if folder.is_symlink() or not (folder / "config.json").is_file():
+        return f"{folder} is not the folder of a checkpoint"
+    ours = {path for wildcard in CONTENTS for path in folder.glob(wildcard)}
+    ours |= {path.parent for path in ours}
+    if others := sorted({*folder.rglob("*")} - ours):
+        return f"{others[0]} is no part of a checkpoint"
+    return None
 
 
 def origin(folder):
@@ -152,9 +167,9 @@ def origin(folder):
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
     # A download with local_dir.
-    with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         metadata = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
-        return folder.name, metadata.read_text(encoding="utf-8").split()[0]
+        return folder.name, read_text(metadata).split()[0]
     return folder.name, None
 
 
@@ -165,6 +180,8 @@ def read_companions(source, to):
     """The small files of the new folder: {name: bytes}."""
     src = source.folder
     paths = sorted({path for wildcard in COMPANIONS for path in src.glob(wildcard)})
+    for path in paths:
+        check_companion(path, src)
     files = {str(path.relative_to(src)): path.read_bytes() for path in paths}
     if source.format == "nanochat":
         eos = {"eos_token_id": source.config["eos_token_id"]}
@@ -179,6 +196,20 @@ def read_companions(source, to):
         if config.pop("auto_map", None):  # names code of the repository, which is not copied
             files[path.name] = json_bytes(config)
     return files
+
+
+def check_companion(path, src):
+    """Refuse a link out of the folder: the copy could carry any file of this user to the Hub."""
+    check_file(path)
+    folder, file = src.resolve(), path.resolve()
+    folders = [folder]
+    if folder.parent.name == "snapshots":  # the Hub's cache: its links lead to the folder blobs
+        folders.append(folder.parents[1] / "blobs")
+    if not any(each in file.parents for each in folders):
+        raise ValueError(
+            f"{path} is a link to {file}, outside the folder; put a copy in its place if you want "
+            "it converted, too"
+        )
 
 
 def has_tokenizer(files):

@@ -36,7 +36,7 @@ def rename(tensors, table):
             (skipped if known else unknown).append(name)
         elif parameter.count("{}") == len(indices):
             renamed.setdefault(parameter.format(*indices), []).append((name, tensor))
-        elif tensor.dim() != 3:
+        elif tensor.dim() != 3 or not tensor.numel():  # no numbers: it may claim any number of rows
             raise ValueError(
                 f"{name} is {list(tensor.shape)}; it must have a matrix a row, stacked"
             )

@@ -4,6 +4,8 @@ The one rule for Python users and the commands: config.json, generation_config.j
 tokenizer may each name other ids, and a model may use any of them.
 """
 
+import re
+
 from nanomodels.text.files import one_line, read_json
 
 
@@ -46,6 +48,11 @@ def of_tokenizer(folder):
         eos = names.get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
         listed = names.get("added_tokens_decoder") or {}
+        if odd := [i for i in listed if not re.fullmatch("[0-9]{1,9}", i)]:
+            raise ValueError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has {odd[0]!r:.80} for "
+                "an id; it must be a whole number"
+            )
         ids = {token["content"]: int(i) for i, token in listed.items()}
         if path.is_file() and (not ids or (eos is not None and eos not in ids)):
             content = read_json(path)

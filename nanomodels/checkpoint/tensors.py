@@ -1,13 +1,16 @@
 """Files of tensors: safetensors and what torch.save writes, mapped into memory, not read yet."""
 
 import pickle
+import struct
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from nanomodels.checkpoint.names import listed
+from nanomodels.checkpoint.pickles import check_torch_file
 from nanomodels.text.files import one_line, read_json
 
 
@@ -53,14 +56,16 @@ def map_safetensors(path):
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+    except (SafetensorError, RuntimeError, TypeError, OverflowError) as error:
+        # torch raises the last three for shapes that it cannot make, with a trace in the message.
+        what = one_line(error)[:200]
+        raise ValueError(f"{path}: not a whole safetensors file ({what})") from None
 
 
 # What torch.load raises for a file that is cut off, is no pickle, or asks for more than tensors.
 LOADING_ERRORS = (
     *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError),
-    *(AttributeError, TypeError, AssertionError, OverflowError),
+    *(AttributeError, TypeError, AssertionError, OverflowError, struct.error, zipfile.BadZipFile),
 )
 
 
@@ -71,6 +76,7 @@ def map_torch(path):
     with path.open("rb") as file:
         can_map = file.read(2) == b"PK"  # a file from before torch 1.6 is read whole
     try:
+        check_torch_file(path)
         with warnings.catch_warnings(action="ignore"):  # about pickles that are not torch's
             tensors = torch.load(path, map_location="cpu", mmap=can_map, weights_only=True)
     except LOADING_ERRORS as error:
@@ -78,7 +84,7 @@ def map_torch(path):
             raise MemoryError(f"{path}: {one_line(error)}") from None
         what = "it asks for more than tensors; nothing in it was run"
         if not isinstance(error, pickle.UnpicklingError):
-            what = f"{one_line(error)[:80]}"
+            what = f"{one_line(error)[:200]}"
         raise ValueError(f"{path}: not a whole file of plain tensors ({what})") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str)
@@ -87,4 +93,14 @@ def map_torch(path):
         for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: must hold tensors by name")
-    return tensors
+    return {name: stored_numbers(path, name, tensor) for name, tensor in tensors.items()}
+
+
+def stored_numbers(path, name, tensor):
+    """A tensor of torch.load as numbers that the file stores; each is stored once."""
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise ValueError(
+            f"{path}: {name} is {list(tensor.shape)}, but the file stores fewer numbers for it"
+        )
+    # Some tensors are stored as the negative of others, and only a bit says so.
+    return tensor.detach().resolve_neg().resolve_conj()

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 
 from nanomodels.checkpoint.names import PADDING_PREFIX
 from nanomodels.linears.quantized import QuantizedWeight, quantize
-from nanomodels.text.files import say, state_of
+from nanomodels.text.files import printable, say, state_of
 
 WRITE_BYTES = 1 << 26  # written at a time
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int8": "I8"}
@@ -220,36 +221,93 @@ def write_part(out, part, gaps, mapped, progress):
             progress.add(len(data[start : start + WRITE_BYTES]))
 
 
+# --- The new folder ---
+
+# An empty file: it marks a hidden folder as this program's own, whose files may be removed.
+MARK = ".convert_hf.py"
+
+
 @contextlib.contextmanager
 def staging(dst):
     """Make an empty hidden folder beside dst; remove it if anything goes wrong.
 
-    One that a killed run left is used again. A lock keeps two runs apart.
+    One that a killed run left is used again. A lock keeps two runs apart. Raises ValueError for
+    anything else that has the name: it may be somebody's, so it is left as it is.
     """
     parents = [parent for parent in dst.parents if not parent.exists()]
     folder = beside(dst, "partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError:  # a link or a file
+        raise in_the_way(folder) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            has_lock = os.path.samestat(os.fstat(handle), folder.stat())
-        except (BlockingIOError, FileNotFoundError):
+            has_lock = is_opened(folder, handle)
+        except BlockingIOError:
             has_lock = False
         if not has_lock:
             raise ValueError(f"{dst} is being written by another convert_hf.py")
+        if not (is_new or is_ours(folder) or is_empty(folder)):
+            raise in_the_way(folder)
         try:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (folder / MARK).touch()
+            empty(folder)
             yield folder
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if is_opened(folder, handle):  # not yet dst
+                shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another program has put a file there
                 for parent in parents:
                     parent.rmdir()
             raise
     finally:
         os.close(handle)
+
+
+def is_opened(folder, handle):
+    """Whether a path is the folder that is open as `handle`, and not a link to it."""
+    try:
+        return os.path.samestat(os.fstat(handle), folder.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def is_own(path):
+    """Whether a path is a folder of this user, and not a link."""
+    state = path.lstat()
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid()
+
+
+def is_ours(path):
+    """Whether this program has made a folder."""
+    return is_own(path) and (path / MARK).is_file()
+
+
+def is_empty(path):
+    return is_own(path) and not any(path.iterdir())
+
+
+def in_the_way(path):
+    return ValueError(
+        f"{path} is in the way: this name is needed for the work, and what is there is not "
+        "convert_hf.py's; move it or remove it"
+    )
+
+
+def empty(folder):
+    """Remove the files of a folder but its mark, so that the next run can go on after a kill."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != MARK:
+            path.unlink(missing_ok=True)
 
 
 def flush(folder):
@@ -262,25 +320,51 @@ def flush(folder):
             os.close(handle)
 
 
-def publish(folder, dst, force):
-    """Give the finished folder its name; with force, replace the folder that has the name."""
+def publish(folder, dst, check):
+    """Give the finished folder its name. check() says whether to replace one that has the name.
+
+    check raises ValueError where other files would be lost; they can have come in the meantime.
+    """
     old = beside(dst, "old")
-    if force and dst.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        dst.rename(old)
+    replaces = check()
+    if replaces:
+        (dst / MARK).touch()
+        dst.rename(old)  # fails if `old` is there and not empty
     try:
         folder.rename(dst)
     except BaseException:
-        if old.exists() and not dst.exists():
-            old.rename(dst)
+        if replaces and not dst.exists():
+            rename_back(old, dst)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    (dst / MARK).unlink(missing_ok=True)
+    if replaces:
+        remove(old)
 
 
 def restore_old(dst):
-    """Give a folder its name back if a run was killed between the two renames of `publish`."""
-    if beside(dst, "old").exists() and not os.path.lexists(dst):
-        beside(dst, "old").rename(dst)
+    """Do what a run that was killed in `publish` has left: rename the old folder, or remove it.
+
+    Raises ValueError for a folder that is not this program's.
+    """
+    old = beside(dst, "old")
+    if not os.path.lexists(old):
+        return
+    if not is_ours(old):
+        raise in_the_way(old)
+    if os.path.lexists(dst):
+        remove(old)
+    else:
+        rename_back(old, dst)
+
+
+def rename_back(old, dst):
+    old.rename(dst)
+    (dst / MARK).unlink(missing_ok=True)
+
+
+def remove(folder):
+    empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def beside(dst, what):
@@ -298,6 +382,7 @@ def existing(path):
 
 def tell(line):
     """Write a line to stdout. A reader that has closed it does not stop the program."""
+    line = printable(line)
     try:
         print(line, flush=True)
     except UnicodeEncodeError:  # a terminal without these letters
@@ -324,8 +409,8 @@ class Progress:
         rate = self.done / self.seconds
         say(
             f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, "
-            f"{(self.total - self.done) / rate:.0f} s left\033[K",
-            end="\r",
+            f"{(self.total - self.done) / rate:.0f} s left",
+            end="\033[K\r",
         )
 
     def end(self):

@@ -55,7 +55,7 @@ def read_prompts(args):
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        lines = read_text(args.prompt_file).removeprefix("\ufeff").split("\n")
+        lines = read_text(args.prompt_file, may_be_pipe=True).removeprefix("\ufeff").split("\n")
         prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     elif args.prompt is not None:
         prompts = [args.prompt]
@@ -101,7 +101,7 @@ def generation_settings(args, config):
 
 def read_tools(path):
     """The tools in a JSON file, in the form that the Hub's chat templates expect."""
-    tools = read_json(path, list)
+    tools = read_json(path, list, may_be_pipe=True)
     for n, tool in enumerate(tools, 1):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not is_function(function):

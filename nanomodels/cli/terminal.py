@@ -5,7 +5,7 @@ import sys
 import time
 
 from nanomodels.generation.stream import ReasoningSplitter, TextStream
-from nanomodels.text.files import say
+from nanomodels.text.files import say, show
 
 
 class Completion:
@@ -90,12 +90,12 @@ class Screen:
             if self.shown == 0:
                 say("<think>")
             so_far = completion.splitter.reasoning.lstrip()
-            say(so_far[self.shown :], end="")
+            show(so_far[self.shown :])
             self.shown = len(so_far)
             self.closed = completion.answered or completion.finish_reason is not None
             if self.closed:
                 end = "</think>" if completion.answered else ""
-                say(("" if so_far.endswith("\n") else "\n") + end)
+                show(("" if so_far.endswith("\n") else "\n") + end + "\n")
         write(text)
 
 

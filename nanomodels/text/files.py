@@ -2,11 +2,32 @@
 
 import contextlib
 import json
+import stat
 import sys
 
+LARGEST = 100_000_000  # bytes of a text file; the largest tokenizer.json known has 35 MB
+LONGEST = 1000  # characters of a line on the terminal
 
-def read_text(path):
+
+def check_file(path):
+    """Raise an error unless path is a plain file that fits into memory.
+
+    Reading a pipe in its place would wait for ever, and reading a device would never end.
+    """
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path}: must be a plain file; it is a folder, a pipe or a device")
+    if state.st_size > LARGEST:
+        raise ValueError(f"{path}: has {state.st_size} bytes; at most {LARGEST} are read")
+
+
+def read_text(path, may_be_pipe=False):
     """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file."""
+    if not may_be_pipe:
+        check_file(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -15,9 +36,9 @@ def read_text(path):
         raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
 
 
-def read_json(path, kind=dict):
+def read_json(path, kind=dict, may_be_pipe=False):
     """Return the content of a JSON file, which must be an object, or with kind=list a list."""
-    text = read_text(path)
+    text = read_text(path, may_be_pipe)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -29,10 +50,23 @@ def read_json(path, kind=dict):
 
 
 def say(line, end="\n"):
-    """Write a line to stderr. A closed or full stderr must not stop the program."""
+    """Write a line to stderr, without control characters and not too long."""
+    show(printable(line) + end)
+
+
+def show(text):
+    """Write a text to stderr as it is. A closed or full stderr must not stop the program."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(line, end=end, file=sys.stderr, flush=True)
+            print(text, end="", file=sys.stderr, flush=True)
+
+
+def printable(line):
+    """A line for the terminal: what a file says can neither steer it nor fill it."""
+    if len(line) > LONGEST:  # its end often says what to do
+        line = line[: LONGEST * 2 // 3] + " ... " + line[-LONGEST // 3 :]
+    characters = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(characters)
 
 
 def state_of(path):
