@@ -38,9 +38,9 @@ MAKE = {
 LIMIT = 1e-5  # of the largest logit
 SLOTS = 48  # of the largest cache
 MOST_CACHES, MOST_ROWS, MOST_TOKENS = 3, 4, 7
-# 40 steps an example; thorough, 20,000 in all.
+# At most 40 steps an example; thorough, more than 20,000 steps in all.
 SETTINGS = {
-    "max_examples": 125 if THOROUGH else 8,
+    "max_examples": 180 if THOROUGH else 8,
     "stateful_step_count": 40,
     "derandomize": True,
     "deadline": None,
@@ -95,6 +95,10 @@ class Alone:
             self.largest = max(self.largest, difference)
 
 
+def layers(model):
+    return getattr(model, "model", model).layers
+
+
 @contextmanager
 def interrupted(model, calls):
     """Raise KeyboardInterrupt after the given number of calls of layers; 0: never."""
@@ -106,7 +110,7 @@ def interrupted(model, calls):
         if left == 0:
             raise KeyboardInterrupt
 
-    hooks = [layer.register_forward_hook(hook) for layer in model.layers] if calls else []
+    hooks = [layer.register_forward_hook(hook) for layer in layers(model)] if calls else []
     try:
         yield
     finally:
@@ -132,9 +136,9 @@ def machine(model, alone, folder):
             """One of the caches."""
             return self.held[data.draw(st.integers(0, len(self.held) - 1), "cache")]
 
-        def layers(self, data, times=1):
+        def interrupt(self, data, times=1):
             """After how many calls of layers to interrupt."""
-            return data.draw(st.integers(1, times * len(model.layers)), "calls of layers")
+            return data.draw(st.integers(1, times * len(layers(model))), "calls of layers")
 
         def piece(self, data, held):
             """ids (b, t), attention_mask or None, and the new tokens of each row."""
@@ -184,7 +188,7 @@ def machine(model, alone, folder):
             if held.cache.length < held.cache.max_length:
                 ids, mask, _ = self.piece(data, held)
                 before = held.cache.length, held.cache.has_padding, held.cache.counts.tolist()
-                calls = self.layers(data)
+                calls = self.interrupt(data)
                 with interrupted(model, calls), pytest.raises(KeyboardInterrupt):
                     model(ids, cache=held.cache, attention_mask=mask)
                 after = held.cache.length, held.cache.has_padding, held.cache.counts.tolist()
@@ -292,7 +296,7 @@ def machine(model, alone, folder):
                 options["stop_ids"], expected = [stop], expected[: expected.index(stop)]
             options["draft_lookup"] = data.draw(st.sampled_from([0, 1, 4]), "drafts")
             end = data.draw(st.sampled_from(["end", "close", "interrupt"]), "end")
-            calls = self.layers(data, most) if end == "interrupt" else 0
+            calls = self.interrupt(data, most) if end == "interrupt" else 0
             found, ended = [], False
             with interrupted(model, calls), suppress(KeyboardInterrupt):
                 rows = nanomodels.generate_batch(model, [prompt], cache=held.cache, **options)
