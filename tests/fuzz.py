@@ -10,6 +10,7 @@ What is a finding: see `judge`. Exit status: 0, or 1 if there are findings.
 """
 
 import argparse
+import faulthandler
 import io
 import json
 import os
@@ -159,6 +160,7 @@ def inside(case, work, streams, temporary, lines):
     status = 1
     try:
         os.setsid()
+        faulthandler.disable()  # pytest's would show where a signal struck
         for number, path in zip((0, 1, 2), (os.devnull, *streams), strict=True):
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(path, flags, 0o600), number)
@@ -171,7 +173,7 @@ def inside(case, work, streams, temporary, lines):
         # Of virtual memory: what this process has, and twice what a case may take.
         held = virtual_memory()
         if held:
-            limit = held + 2 * GIGABYTES * 10**9
+            limit = held + int(2 * GIGABYTES * 10**9)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, 10**9))
@@ -391,35 +393,25 @@ def damage_text(rng, text, words):
 
 
 # Keys of any JSON file whose values did harm, and such values.
+SIZES, NUMBERS = [2**24, 10**6, 2**62], [10**400, 1e308, 1e-320, 1e30, 0]
+REPLACE = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 100}
 HARMFUL = {
-    **dict.fromkeys(
-        (
-            "num_hidden_layers",
-            "n_layer",
-            "n_routed_experts",
-            "vocab_size",
-            "hidden_size",
-            "head_dim",
-        ),
-        [2**24, 10**6, 2**62],
-    ),
-    **dict.fromkeys(
-        ("rope_theta", "factor", "rms_norm_eps", "norm_eps", "layer_norm_epsilon", "temperature"),
-        [10**400, 1e308, 1e-320, 1e30, 0],
-    ),
+    "num_hidden_layers": SIZES,
+    "n_layer": SIZES,
+    "n_routed_experts": SIZES,
+    "vocab_size": SIZES,
+    "hidden_size": SIZES,
+    "head_dim": SIZES,
+    "rope_theta": NUMBERS,
+    "factor": NUMBERS,
+    "norm_eps": NUMBERS,
+    "layer_norm_epsilon": NUMBERS,
+    "temperature": NUMBERS,
     "hybrid_override_pattern": ["M" * 10**6, "*" * 10**6, "\x1b[2J"],
     "time_step_limit": [[{"__float__": []}, 1], [0, "Infinity"]],
     "chat_template": [*TEMPLATES, 5, [5], [{}]],
     "Regex": PATTERNS,
-    "normalizer": [
-        {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 100}
-                for _ in range(5)
-            ],
-        }
-    ],
+    "normalizer": [{"type": "Sequence", "normalizers": [REPLACE] * 5}],
     "ids": [[[1]], [None], ["a"], [1.5]],
     "added_tokens_decoder": [{"x": {}}],
     "shape": [[2**63, 0], [2**24, 2**24], [0] * 5000],
@@ -523,7 +515,7 @@ def damage_zip(rng, data):
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     with zipfile.ZipFile(target, "w", method) as archive:
         for name, content in entries.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, method)  # without the time
     return target.getvalue(), "data.pkl"
 
 
