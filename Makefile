@@ -1,5 +1,5 @@
 # `make` alone prints this menu.
-.PHONY: help demo test test-slow bench lint clean
+.PHONY: help demo test test-slow fuzz bench lint clean
 PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
@@ -10,6 +10,7 @@ help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
 	@echo "make test       set up .venv if need be, then run the tests"
 	@echo "make test-slow  all cases of each test, and broken code that must fail: an hour"
+	@echo "make fuzz       damaged files, each of which must end in one clear line: a minute"
 	@echo "make bench      speed beside transformers and the machine's limits: 20 minutes"
 	@echo "make lint       ruff, over everything"
 	@echo "make clean      remove .venv and what Python and the tools left behind"
@@ -25,6 +26,9 @@ test: .venv/test
 test-slow: .venv/test
 	THOROUGH=1 $(PYTEST)
 	$(PYTEST) -m slow
+
+fuzz: .venv/test
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 bench: .venv/test
 	$(BIN)/python tests/bench.py $(if $(DEVICE),--device $(DEVICE)) $(BENCH)

@@ -32,6 +32,7 @@ width; of Mamba-2: w convolution width, c channels, h heads, p head width, n sta
 
 import copy
 import json
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 PADDING = -1
+# What a file that is no cache, or a changed one, can raise.
+READING_ERRORS = (
+    SafetensorError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+)
 
 
 @dataclass
@@ -70,6 +80,14 @@ class Ids:
     """Token ids, for a model that needs the earlier ones again: ids (b, max_length)."""
 
     ids: torch.Tensor
+    vocab_size: int
+
+    def check(self, ids):
+        """Raise ValueError for ids that are not in the vocabulary."""
+        if not ((ids >= 0) & (ids < self.vocab_size)).all():
+            raise ValueError(
+                f"the snapshot has ids that are not in the vocabulary of {self.vocab_size}"
+            )
 
     def extend(self, ids, first_slot):
         """Write ids (b, t) from `first_slot` on; return a view of all so far (b, s)."""
@@ -98,11 +116,13 @@ class SSM:
     staged: tuple | None = None  # the window and state of a call that is not committed
 
     def stage(self, window, state):
-        """Keep the new window and state aside; commit() makes them current."""
+        """Keep the new window and state aside, for commit()."""
         self.staged = window, state
 
     def commit(self):
-        (self.window, self.state), self.staged = self.staged, None
+        """The entry after the call, with what is staged. This one keeps its window and state."""
+        committed, self.staged = SSM(*self.staged), None
+        return committed
 
     def tensors(self, _):
         """Window and state, by name."""
@@ -210,12 +230,16 @@ class Cache:
 
     def commit(self, call):
         """Make a call's tokens part of the cache, after the model's last layer."""
-        self.length = call.first_slot + call.positions.shape[1]
-        self.has_padding |= call.is_token is not None
-        self.counts = torch.maximum(self.counts, call.positions.amax(1, keepdim=True) + 1)
-        for entry in self.entries:
-            if isinstance(entry, SSM):
-                entry.commit()
+        self.assign(
+            length=call.first_slot + call.positions.shape[1],
+            has_padding=self.has_padding or call.is_token is not None,
+            counts=torch.maximum(self.counts, call.positions.amax(1, keepdim=True) + 1),
+            entries=[e.commit() if isinstance(e, SSM) else e for e in self.entries],
+        )
+
+    def assign(self, **attributes):
+        """Set several attributes at once: an interrupt comes before all of them or after."""
+        vars(self).update(attributes)  # one call of C code, which Python does not interrupt
 
     # --- Ways to go back ---
 
@@ -227,12 +251,11 @@ class Cache:
     def savepoint(self):
         """A point for `rollback`, until the next savepoint. Nothing is copied.
 
-        Later calls write their keys into later slots and replace each SSM state by a new one. So
-        the length and references to the states are enough.
+        Later calls write their keys into later slots and replace each SSM entry by a new one. So
+        the length and the list of entries are enough.
         """
         self.version = object()
-        states = [(entry.window, entry.state) for entry in self.entries if isinstance(entry, SSM)]
-        return Savepoint(self.version, self.length, self.has_padding, self.counts, states)
+        return Savepoint(self.version, self.length, self.has_padding, self.counts, self.entries)
 
     @torch.inference_mode()
     def rollback(self, savepoint):
@@ -246,12 +269,13 @@ class Cache:
                 "the savepoint is not valid: it is another cache's, there is a newer one, or the "
                 "cache was truncated, reordered or restored"
             )
-        self.length, self.has_padding = savepoint.length, savepoint.has_padding
-        self.counts = savepoint.counts
+        self.assign(
+            length=savepoint.length,
+            has_padding=savepoint.has_padding,
+            counts=savepoint.counts,
+            entries=savepoint.entries,
+        )
         self.positions[:, self.length :] = PADDING
-        entries = [entry for entry in self.entries if isinstance(entry, SSM)]
-        for entry, (window, state) in zip(entries, savepoint.states, strict=True):
-            entry.window, entry.state = window, state
 
     @torch.inference_mode()
     def truncate(self, length):
@@ -268,11 +292,14 @@ class Cache:
         longest = int(self.counts.max())
         if not 0 <= length <= longest:
             raise ValueError(f"cannot truncate to {length}: the longest row has {longest} tokens")
-        self.version = object()
+        used = self.positions[:, : self.length]
+        kept = ((used != PADDING) & (used < length)).any(0).nonzero()
+        self.assign(
+            version=object(),
+            length=int(kept[-1]) + 1 if len(kept) else 0,
+            counts=self.counts.clamp(max=length),
+        )
         self.positions[self.positions >= length] = PADDING
-        self.counts = self.counts.clamp(max=length)
-        used = (self.positions[:, : self.length] != PADDING).any(0).nonzero()
-        self.length = int(used[-1]) + 1 if len(used) else 0
 
     def tensors(self, length):
         """Views of all tensors, cut to the first `length` slots, by name."""
@@ -305,9 +332,13 @@ class Cache:
         for name in sorted(given.keys() | wanted.keys()):
             if given.get(name) != wanted.get(name):
                 raise ValueError(
-                    f"the snapshot is of another model or batch: {name} is {given.get(name)}, "
-                    f"not {wanted.get(name)}"
+                    f"the snapshot is of another model or batch: {name[:80]!r} is "
+                    f"{given.get(name)}, not {wanted.get(name)}"
                 )
+        check_positions(snapshot["positions"], snapshot["counts"])
+        for i, entry in enumerate(self.entries):
+            if isinstance(entry, Ids):
+                entry.check(snapshot[f"entries.{i}.ids"])
         self.version = object()
         for name, view in views.items():
             view.copy_(snapshot[name])
@@ -317,34 +348,46 @@ class Cache:
     def save(self, path, ids):
         """Write a snapshot to a safetensors file, with the token ids that it was made from.
 
-        ids has one list for each row. Raises ValueError if they are not as many as the cache holds.
-        The file appears only when it is complete.
+        ids has one list for each row. The file appears only when it is complete; an older one is
+        replaced. Raises ValueError if the ids are not as many as the cache holds, or if the path is
+        something else than a file; OSError if the file cannot be written.
         """
         given, held = [len(row) for row in ids], self.counts[:, 0].tolist()
         if given != held:
             raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            ids = json.dumps([list(map(int, row)) for row in ids])
-            save_file(self.snapshot(), partial, metadata={"ids": ids})
+        path = check_path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent}: no such folder")
+        ids = json.dumps([list(map(int, row)) for row in ids])
+        # In a folder of its own, so that several processes can save to the same path.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            try:
+                save_file(self.snapshot(), partial, metadata={"ids": ids})
+            except SafetensorError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from None
             partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load(self, path):
         """Restore what `save` wrote, for the same model; return its ids, one list for each row.
 
-        Raises FileNotFoundError, or ValueError for a file that is incomplete or does not fit.
+        Raises FileNotFoundError, or ValueError for a file that is incomplete, contradicts itself or
+        does not fit; then the cache is as it was.
         """
+        path = check_path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 ids = json.loads((file.metadata() or {})["ids"])
                 snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not all(type(row) is list for row in (ids, *ids)):
+                raise ValueError("its ids are not one list for each row")
             if [len(row) for row in ids] != snapshot["counts"][:, 0].tolist():
                 raise ValueError("its ids are not as many as its tokens")
-        except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a cache that was saved whole ({error})") from None
+            if not all(type(i) is int and i >= 0 for row in ids for i in row):
+                raise ValueError("its ids are not all numbers from 0 on")
+        except READING_ERRORS as error:
+            reason = str(error)[:200]
+            raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
         try:
             self.restore(snapshot)
         except ValueError as error:
@@ -373,7 +416,7 @@ class Savepoint:
     length: int
     has_padding: bool
     counts: torch.Tensor
-    states: list  # (window, state) of each Mamba-2 layer
+    entries: list
 
 
 # --- What `begin` computes ---
@@ -408,3 +451,24 @@ def causal_mask(query_positions, key_positions):
     mask = (key <= query) & (key != PADDING)  # (b, t, s)
     # Padding sees everything. Nobody reads its output, but a softmax over nothing would be nan.
     return (mask | (query == PADDING))[:, None]
+
+
+# --- What `restore`, `save` and `load` are given ---
+
+
+def check_positions(positions, counts):
+    """Raise ValueError unless positions (b, s) number each row's tokens 0, 1, ... up to counts."""
+    is_token = positions != PADDING
+    numbered, _ = number_tokens(0, *positions.shape, is_token, positions.device)
+    if not (
+        torch.equal(positions, numbered) and torch.equal(counts, is_token.sum(1, keepdim=True))
+    ):
+        raise ValueError("the snapshot's positions do not number the tokens of each row")
+
+
+def check_path(path):
+    """The path as a Path; raises ValueError for a folder, a device or a pipe."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is not a file; give the name of a file for the cache")
+    return path

@@ -291,8 +291,8 @@ class NanoChat2026(KeepFloat32):
         weight = self.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
-        ids = Ids(torch.zeros(batch, max_length, dtype=torch.long, device=weight.device))
-        return Cache([*entries, ids], batch, max_length, weight.device)
+        ids = torch.zeros(batch, max_length, dtype=torch.long, device=weight.device)
+        return Cache([*entries, Ids(ids, len(weight))], batch, max_length, weight.device)
 
     @property
     def context_length(self):

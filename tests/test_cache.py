@@ -1,16 +1,21 @@
 """The cache: clones, reordering, truncation, snapshots, files, and what it refuses."""
 
+import json
+import os
+import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from compare import close, random_ids
-from reference import random_nanochat, random_nemotron_h
+from reference import LATEST, random_nanochat, random_nemotron_h
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import nanomodels
-from nanomodels.cache import KV
+from nanomodels.cache import KV, SSM, Cache
 
 MAKE = {"nanochat": random_nanochat, "nemotron_h": random_nemotron_h}
 
@@ -239,6 +244,149 @@ def test_a_save_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_only_a_file_is_replaced(attention, tmp_path):
+    """F12: not a pipe, a device or a folder, and not the file that a link points to."""
+    cache, ids = attention.new_cache(1, 5), [[1, 2, 3]]
+    attention(torch.tensor(ids), cache=cache)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/full")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    for name in ("pipe", "device", "folder"):
+        for call in (cache.load, lambda path: cache.save(path, ids)):
+            with pytest.raises(ValueError, match=f"{name}: is not a file; give"):
+                call(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "device").is_char_device()
+    cache.save(tmp_path / "link", ids)
+    assert (tmp_path / "other").read_text() == "other"
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        cache.save(tmp_path / "nowhere" / "saved", ids)
+    cache.save(tmp_path / ("n" * 255), ids)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_what_cannot_be_written_is_an_oserror(attention, tmp_path, monkeypatch):
+    cache = attention.new_cache(1, 5)
+
+    def fail(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("nanomodels.cache.save_file", fail)
+    with pytest.raises(OSError, match="saved: cannot be written .*No space left"):
+        cache.save(tmp_path / "saved", [[]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_savers_do_not_disturb_each_other(attention, tmp_path, monkeypatch):
+    """F12: each waits, in the middle of its save, for the other."""
+    caches, barrier, errors = (
+        [attention.new_cache(1, 5) for _ in range(2)],
+        threading.Barrier(2),
+        [],
+    )
+    for n, cache in enumerate(caches, 1):
+        attention(torch.tensor([[n] * n]), cache=cache)
+
+    def slow(tensors, path, metadata):
+        barrier.wait(20)
+        save_file(tensors, path, metadata)
+        barrier.wait(20)
+
+    def save(n):
+        try:
+            caches[n - 1].save(tmp_path / "saved", [[n] * n])
+        except OSError as error:
+            errors.append(error)
+
+    monkeypatch.setattr("nanomodels.cache.save_file", slow)
+    threads = [threading.Thread(target=save, args=(n,)) for n in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert attention.new_cache(1, 5).load(tmp_path / "saved") in ([[1]], [[2, 2]])
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        '["abc"]',
+        '[{"a": 1, "b": 2, "c": 3}]',
+        '[["x", "y", "z"]]',
+        "[[1, 2, 3.0]]",
+        "[[1, 2, true]]",
+        "[[1, 2, -3]]",
+        '{"abc": 1}',
+        "[3]",
+        "3",
+        "null",
+        "[" * 100_000,
+        "[[" + "1" * 5000 + ", 2, 3]]",
+        "\x1b]0;x\x07",
+    ],
+    ids=lambda text: text[:20].encode("unicode_escape").decode(),
+)
+def test_a_file_with_ids_that_are_none_is_refused(attention, tmp_path, ids):
+    """F13: the message is one line for a terminal."""
+    cache = attention.new_cache(1, 5)
+    attention(torch.tensor([[1, 2, 3]]), cache=cache)
+    save_file(cache.snapshot(), tmp_path / "saved", metadata={"ids": ids})
+    with pytest.raises(ValueError, match="saved: not a cache that was saved whole") as caught:
+        attention.new_cache(1, 5).load(tmp_path / "saved")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "positions", [[0, 1, 99], [0, 1, -5], [0, 2, 1], [1, 2, 3], [0, 0, 1], [0, 1, -1]], ids=str
+)
+def test_positions_that_do_not_number_the_tokens_are_refused(attention, tmp_path, positions):
+    """F13: in a file and in a snapshot; and then the cache is as it was."""
+    cache, ids = attention.new_cache(1, 9), random_ids(attention, 1, 7)
+    attention(ids[:, :3], cache=cache)
+    snapshot = cache.snapshot() | {"positions": torch.tensor([positions])}
+    save_file(snapshot, tmp_path / "saved", metadata={"ids": "[[1, 2, 3]]"})
+    for call in (lambda: cache.restore(snapshot), lambda: cache.load(tmp_path / "saved")):
+        with pytest.raises(ValueError, match="positions do not number the tokens of each row"):
+            call()
+    close(attention(ids[:, 3:], cache=cache), attention(ids, logits_to_keep=4))
+
+
+@pytest.mark.parametrize("wrong", [10**9, -1])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, wrong):
+    """F13: nanochat_2026 looks the earlier ids up again."""
+    model = nanomodels.load(LATEST, dtype=torch.float32)
+    cache, ids = model.new_cache(1, 9), random_ids(model, 1, 7)
+    model(ids[:, :3], cache=cache)
+    snapshot = cache.snapshot()
+    name = next(name for name in snapshot if name.endswith(".ids"))
+    snapshot[name] = torch.tensor([[1, 2, wrong]])
+    save_file(snapshot, tmp_path / "saved", metadata={"ids": "[[1, 2, 3]]"})
+    with pytest.raises(ValueError, match="saved: the snapshot has ids that are not in the vocab"):
+        cache.load(tmp_path / "saved")
+    close(model(ids[:, 3:], cache=cache), model(ids, logits_to_keep=4))
+
+
+def with_header(change):
+    """Bytes of a safetensors file whose header says `change` about an empty tensor."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} | change})
+    return len(header).to_bytes(8, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": [2**63, 0]}, {"shape": [-1]}, {"dtype": "F4"}, {"data_offsets": [0, 2**60]}, {}],
+    ids=str,
+)
+def test_a_header_that_lies_is_refused(attention, tmp_path, change):
+    (tmp_path / "saved").write_bytes(with_header(change))
+    with pytest.raises(ValueError, match="saved: not a cache that was saved whole"):
+        attention.new_cache(1, 5).load(tmp_path / "saved")
+
+
 def test_more_tokens_than_fit_are_refused_and_change_nothing(model):
     cache, ids = model.new_cache(1, 10), random_ids(model, 1, 20)
     model(ids[:, :8], cache=cache)
@@ -264,6 +412,63 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
     hook.remove()
     assert not cache.has_padding
     close(model(ids[:, 4:], cache=cache), model(ids, logits_to_keep=5))
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at one step of some functions, and counts the steps till then."""
+
+    def __init__(self, functions, step):
+        self.codes, self.left = {function.__code__ for function in functions}, step
+
+    def __call__(self, frame, event, _):
+        if frame.f_code not in self.codes:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+    def around(self, call):
+        """Whether `call` was interrupted."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            call()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+
+@pytest.mark.parametrize("name", ["commit", "rollback", "truncate"])
+def test_an_interrupt_at_any_step_leaves_all_or_nothing(model, attention, name):
+    """F9: at each operation of Python's code."""
+    model = attention if name == "truncate" else model
+    ids, step, lengths = random_ids(model, 1, 8), 0, []
+    functions = [Cache.commit, Cache.rollback, Cache.truncate, SSM.commit]
+    functions += [value for value in (getattr(Cache, "assign", None),) if value]
+    interrupted = True
+    while interrupted:
+        step += 1
+        cache = model.new_cache(1, 12)
+        model(ids[:, :3], cache=cache)
+        savepoint = cache.savepoint()
+        if name != "commit":
+            model(ids[:, 3:6], cache=cache)
+        call = {
+            "commit": lambda cache=cache: model(ids[:, 3:6], cache=cache),
+            "rollback": lambda cache=cache, savepoint=savepoint: cache.rollback(savepoint),
+            "truncate": lambda cache=cache: cache.truncate(3),
+        }[name]
+        interrupted = Interrupt(functions, step).around(call)
+        lengths.append(cache.length)
+        assert cache.length in (3, 6) and cache.counts.tolist() == [[cache.length]]
+        found = model(ids[:, cache.length :], cache=cache)
+        close(found, model(ids, logits_to_keep=found.shape[1]))
+    assert step > 10 and set(lengths) == {3, 6}
 
 
 def test_a_call_that_does_not_fit_the_cache_is_refused(model):

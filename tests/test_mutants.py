@@ -323,8 +323,8 @@ MUTANTS = {
     ),
     "cache: has_padding is never set": (
         "cache.py",
-        "        self.has_padding |= call.is_token is not None\n",
-        "",
+        "has_padding=self.has_padding or call.is_token is not None",
+        "has_padding=self.has_padding",
     ),
     "NanoChat 2026: lambdas cast with the model": (
         "nanochat_2026.py",
@@ -353,8 +353,33 @@ MUTANTS = {
     ),
     "cache: a savepoint stays valid after a later one": (
         "cache.py",
-        "        self.version = object()\n        states = [",
-        "        states = [",
+        "        self.version = object()\n        return Savepoint(",
+        "        return Savepoint(",
+    ),
+    "cache: a commit in several steps": (
+        "cache.py",
+        "        vars(self).update(attributes)",
+        "        for name, value in attributes.items():\n            setattr(self, name, value)",
+    ),
+    "cache: rollback keeps the new SSM states": (
+        "cache.py",
+        "            entries=savepoint.entries,\n",
+        "",
+    ),
+    "cache: a pipe replaced by a file": (
+        "cache.py",
+        "if path.exists() and not path.is_file():",
+        "if False:",
+    ),
+    "cache: two savers share a file": (
+        "cache.py",
+        "partial = Path(folder) / path.name",
+        'partial = path.with_name(path.name + ".partial")',
+    ),
+    "cache: positions of a file believed": (
+        "cache.py",
+        '        check_positions(snapshot["positions"], snapshot["counts"])\n',
+        "",
     ),
     "cache: a snapshot of views": (
         "cache.py",

@@ -53,7 +53,7 @@ class StaticCache(Cache):
             if isinstance(entry, KV):
                 entry = StaticKV(entry.k[:, :, :slots], entry.v[:, :, :slots])
             elif isinstance(entry, Ids):
-                entry = StaticIds(entry.ids[:, :slots])
+                entry = StaticIds(entry.ids[:, :slots], entry.vocab_size)
             elif isinstance(entry, SSM):
                 entry = StaticSSM(entry.window, entry.state)
             self.entries.append(entry)
