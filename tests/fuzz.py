@@ -110,8 +110,7 @@ def run(case, work, lines=None, seconds=SECONDS):
 
     lines is a file for the numbers of the lines reached; None: they are not counted.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = memory_in_use()  # the fork starts with that
     before, temporary = names(case.folder), case.folder.parent / "tmp"
     temporary.mkdir(exist_ok=True)
     streams = [case.folder.parent / name for name in ("stdout", "stderr")]
@@ -128,7 +127,7 @@ def run(case, work, lines=None, seconds=SECONDS):
     left = sorted(name for name in after - before if name.split("/")[0] not in dst)
     left += [f"tmp/{name}" for name in sorted(names(temporary))]
     shutil.rmtree(temporary)
-    gigabytes = (usage.ru_maxrss - base) * unit / 1e9
+    gigabytes = (usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) - base) / 1e9
     out, err = (stream.read_bytes()[:4_000_000].decode(errors="replace") for stream in streams)
     return Result(status, out, err, took, gigabytes, left, sorted(before - after))
 
@@ -200,6 +199,13 @@ def virtual_memory():
     """Bytes of address space that this process has; None where the system does not tell."""
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def memory_in_use():
+    """Bytes of memory that this process has; 0 where the system does not tell."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 class Lines:
