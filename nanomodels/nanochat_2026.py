@@ -357,8 +357,8 @@ def config_from_hub(hub):
     missing = [key for key in names if key not in hub]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}")
-    if hub.get("era") not in ERAS:
-        raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
+    if hub.get("era") not in [*ERAS]:  # a list, because a value may have no hash
+        raise ValueError(f"era is {hub.get('era')!r:.80}; known: {', '.join(ERAS)}")
     keys, era = ConfigReader(hub), ERAS[hub["era"]]
     context, vocab_size, layers, heads, groups, m = (keys.size(name, None) for name in names)
     if m % heads or heads % groups or m // heads % 2:
@@ -371,7 +371,7 @@ def config_from_hub(hub):
         raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
     pattern = keys.value("window_pattern", "L")  # nanochat's default
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
-        raise ValueError(f"window_pattern is {pattern!r}; it must be letters S and L")
+        raise ValueError(f"window_pattern is {pattern!r:.80}; it must be letters S and L")
     reach = {"S": era.short(context), "L": context}
     windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
     return Config(

@@ -17,7 +17,7 @@ NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 
 # file: its tests, where they have other names
 TESTS = {
-    "loading": ["loading", "memory", "convert"],
+    "loading": ["loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "writing": ["convert"],
 }
@@ -383,6 +383,21 @@ MUTANTS = {
         "rope.py",
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
         "",
+    ),
+    "rope: a rotation that is not tried at load": (
+        "rope.py",
+        "    check_rotation(rope, given)\n",
+        "",
+    ),
+    "config: numbers that overflow": ("config.py", "LEAST <= abs(value) <= MOST", "True"),
+    "config: a width that overflows": ("config.py", "> LARGEST_SIZE:", "> LARGEST_SIZE**3:"),
+    "config: modules without end": ("config.py", "layers + experts > tensors", "layers < 0"),
+    "config: modules are counted too late": (
+        "loading.py",
+        "        check_counts(model_config, len(named))\n"
+        "        model = build(model_class, model_config)\n",
+        "        model = build(model_class, model_config)\n"
+        "        check_counts(model_config, len(named))\n",
     ),
     "NanoChat 2026: hidden before the last norm": (
         "nanochat_2026.py",
