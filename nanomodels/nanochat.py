@@ -33,6 +33,7 @@ from torch import nn
 from nanomodels.attention import attend
 from nanomodels.cache import KV, Cache, NoCache
 from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
@@ -167,8 +168,7 @@ class NanoChat(nn.Module):
         logits_to_keep=0,
     ):
         """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
         cache = NoCache(len(self.layers), x.device) if cache is None else cache

@@ -47,6 +47,7 @@ from torch import nn
 from nanomodels.attention import attend
 from nanomodels.cache import KV, PADDING, Cache, Ids, NoCache, causal_mask
 from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 SMEAR_CHANNELS = 24
@@ -256,6 +257,7 @@ class NanoChat2026(KeepFloat32):
         """The last norm's output (b, t, m), which the head takes; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("nanochat of 2026 needs the ids: give input_ids, not inputs_embeds")
+        check_inputs(input_ids, None, logits_to_keep)
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
         no_cache = cache is None
         cache = NoCache(len(self.layers) + 1, input_ids.device) if no_cache else cache
