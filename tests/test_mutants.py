@@ -20,6 +20,8 @@ TESTS = {
     "loading": ["loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "writing": ["convert"],
+    "settings": ["inputs", "decoding"],
+    "command": ["generate"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
@@ -383,6 +385,25 @@ MUTANTS = {
         "rope.py",
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
         "",
+    ),
+    "a text taken for ids": ("settings.py", "isinstance(ids, (str, bytes))", "False"),
+    "a fraction taken for an id": ("settings.py", "operator.index(i) for i", "int(i) for i"),
+    "a negative count of logits": ("inputs.py", " or keep < 0", ""),
+    "a fault with its whole trace": (
+        "command.py",
+        'if os.environ.get("NANOMODELS_TRACEBACK"):',
+        "if True:",
+    ),
+    "a panic that nobody catches": ("command.py", "except BaseException as", "except Exception as"),
+    "a byte order mark in the prompt": (
+        "command.py",
+        'text.removeprefix("\\ufeff").rstrip(',
+        "text.rstrip(",
+    ),
+    "a lone carriage return that ends a prompt": (
+        "command.py",
+        "path.read_bytes().decode()",
+        'path.read_text(encoding="utf-8")',
     ),
     "rope: a rotation that is not tried at load": (
         "rope.py",
