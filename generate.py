@@ -7,11 +7,12 @@ chat begins. A checkpoint with a chat template answers the prompt as a user's me
 continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
 """
 
+import os
 import signal
 
-# Before the other imports: while they run, Ctrl-C ends the program silently.
+# Before the other imports: while they run, Ctrl-C ends the program at once, without an exception.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import json
 import time
@@ -138,7 +139,8 @@ def run(args):
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(args.model))
 
-    catch_interrupts()
+    if __name__ == "__main__":
+        catch_interrupts()
     if device == "cpu":
         keep_memory()
     began = time.perf_counter()

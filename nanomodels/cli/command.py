@@ -63,7 +63,7 @@ def catch_interrupts():
 
     The commands begin without, because an exception can break an import of torch or numpy.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
