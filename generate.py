@@ -7,19 +7,26 @@ chat begins. A checkpoint with a chat template answers the prompt as a user's me
 continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
 """
 
-import json
+import os
 import signal
-import sys
+
+# Before the other imports: while they run, Ctrl-C ends the program at once, without an exception.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from nanomodels.cli.command import (
     Parser,
+    catch_interrupts,
     exit_status,
     generation_settings,
     read_prompts,
     read_tools,
+    run_program,
 )
 from nanomodels.cli.terminal import (
     Completion,
@@ -44,7 +51,8 @@ EXAMPLES = """examples:
   echo "Tell me a joke." | python generate.py --quiet
 
 Sampling settings that are not given come from the checkpoint's generation_config.json.
-Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C.
+Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for
+a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
 BATCH = 16  # prompts of a file that run at the same time
 
@@ -103,9 +111,8 @@ def parse_arguments(argv):
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
-    status = exit_status("generate.py", lambda: run(args))
-    if status in (2, 141):
+    status = exit_status("generate.py", lambda: run(parse_arguments(argv)))
+    if status in (1, 2, 141):
         discard_stdout()
     return status
 
@@ -136,6 +143,8 @@ def run(args):
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(args.model))
 
+    if __name__ == "__main__":
+        catch_interrupts()
     if device == "cpu":
         keep_memory()
     began = time.perf_counter()
@@ -248,6 +257,4 @@ def complete(args, model, tokenizer, settings, prompts):
 
 
 if __name__ == "__main__":
-    status = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only Python's own clean-up is left
-    sys.exit(status)
+    run_program(main)

@@ -32,7 +32,8 @@ from torch import nn
 
 from nanomodels.attention import attend
 from nanomodels.cache import KV, Cache, NoCache
-from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
@@ -167,8 +168,7 @@ class NanoChat(nn.Module):
         logits_to_keep=0,
     ):
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
         cache = NoCache(len(self.layers), x.device) if cache is None else cache
@@ -206,7 +206,9 @@ def config_from_hub(hub):
     """
     keys = ConfigReader(hub)
     if keys.value("hidden_act", "relu2") != "relu2":
-        raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
+        raise ValueError(
+            f"hidden_act {hub['hidden_act']!r:.80} is not supported; supported: 'relu2'"
+        )
     hidden_size, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 6)
     groups = keys.size("num_key_value_heads", heads)
     if heads % groups:
@@ -218,6 +220,7 @@ def config_from_hub(hub):
             f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
     head_dim = keys.size("head_dim", hidden_size // heads)
+    check_width(num_attention_heads=heads, head_dim=head_dim)
     context = keys.size("max_position_embeddings", 2048)
     rope = rope_from_hub({**hub, "max_position_embeddings": context}, head_dim)
     if rope.dim != head_dim:

@@ -47,6 +47,7 @@ from torch import nn
 from nanomodels.attention import attend
 from nanomodels.cache import KV, PADDING, Cache, Ids, NoCache, causal_mask
 from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 SMEAR_CHANNELS = 24
@@ -256,6 +257,7 @@ class NanoChat2026(KeepFloat32):
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("nanochat of 2026 needs the ids: give input_ids, not inputs_embeds")
+        check_inputs(input_ids, None, logits_to_keep)
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
         no_cache = cache is None
         cache = NoCache(len(self.layers) + 1, input_ids.device) if no_cache else cache
@@ -357,8 +359,8 @@ def config_from_hub(hub):
     missing = [key for key in names if key not in hub]
     if missing:
         raise ValueError(f"lacks {', '.join(missing)}")
-    if hub.get("era") not in ERAS:
-        raise ValueError(f"era is {hub.get('era')!r}; known: {', '.join(ERAS)}")
+    if hub.get("era") not in [*ERAS]:  # a list, because a value may have no hash
+        raise ValueError(f"era is {hub.get('era')!r:.80}; known: {', '.join(ERAS)}")
     keys, era = ConfigReader(hub), ERAS[hub["era"]]
     context, vocab_size, layers, heads, groups, m = (keys.size(name, None) for name in names)
     if m % heads or heads % groups or m // heads % 2:
@@ -371,7 +373,7 @@ def config_from_hub(hub):
         raise ValueError(f"n_embd is {m}; the gates look at {channels} channels")
     pattern = keys.value("window_pattern", "L")  # nanochat's default
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
-        raise ValueError(f"window_pattern is {pattern!r}; it must be letters S and L")
+        raise ValueError(f"window_pattern is {pattern!r:.80}; it must be letters S and L")
     reach = {"S": era.short(context), "L": context}
     windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
     return Config(

@@ -33,7 +33,8 @@ from torch import nn
 
 from nanomodels.attention import attend
 from nanomodels.cache import KV, Cache, NoCache
-from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
 
@@ -163,8 +164,7 @@ class Decoder(nn.Module):
         Tokens are selected before the norm, so that the head's input is contiguous. Otherwise a
         bfloat16 linear copies its weight on a CPU (torch 2.13).
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
         cache = NoCache(len(self.layers), x.device) if cache is None else cache
@@ -342,7 +342,9 @@ def config_from_hub(hub):
     """
     keys = ConfigReader(hub, SPELLINGS)
     if keys.value("hidden_act", "relu2") != "relu2":
-        raise ValueError(f"hidden_act {hub['hidden_act']!r} is not supported; supported: 'relu2'")
+        raise ValueError(
+            f"hidden_act {hub['hidden_act']!r:.80} is not supported; supported: 'relu2'"
+        )
     hidden_size, heads = keys.size("hidden_size", 6144), keys.size("num_attention_heads", 48)
     groups = keys.size("num_key_value_heads", heads)
     if heads % groups:
@@ -350,12 +352,18 @@ def config_from_hub(hub):
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
         )
     head_dim = keys.size("head_dim", hidden_size // heads)
+    check_width(num_attention_heads=heads, head_dim=head_dim)
     context = keys.size("max_position_embeddings", 4096)
     labels, problem_type = hub.get("id2label"), hub.get("problem_type")
     if not isinstance(labels, dict | None):
-        raise ValueError(f"id2label is {labels!r}; it must be an object")
+        raise ValueError(f"id2label is {labels!r:.80}; it must be an object")
     if problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type {problem_type!r} is unknown; supported: {PROBLEM_TYPES}")
+        raise ValueError(
+            f"problem_type {problem_type!r:.80} is unknown; supported: {PROBLEM_TYPES}"
+        )
+    pad = hub.get("pad_token_id")
+    if type(pad) not in (int, type(None)):
+        raise ValueError(f"pad_token_id is {pad!r:.80}; it must be a whole number")
     return Config(
         vocab_size=keys.size("vocab_size", 256000),
         hidden_size=hidden_size,
@@ -372,7 +380,7 @@ def config_from_hub(hub):
         rope=rope_from_hub({**hub, "max_position_embeddings": context}, head_dim, 0.5),
         num_labels=len(labels) if labels else keys.size("num_labels", 2),
         problem_type=problem_type,
-        pad_token_id=hub.get("pad_token_id"),
+        pad_token_id=pad,
     )
 
 

@@ -55,7 +55,8 @@ from torch import nn
 from nanomodels import experts
 from nanomodels.attention import attend
 from nanomodels.cache import KV, SSM, Cache, NoCache
-from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.inputs import check_inputs
 
 
 @dataclass(frozen=True)
@@ -426,8 +427,7 @@ class NemotronH(nn.Module):
         logits_to_keep=0,
     ):
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
         cache = NoCache(len(self.layers), x.device) if cache is None else cache
@@ -504,7 +504,7 @@ def config_from_hub(hub):
         (keys, "tie_word_embeddings", False),
     ):
         if part.value(key, supported) != supported:
-            raise ValueError(f"{key} {hub[key]!r} is not supported; supported: {supported!r}")
+            raise ValueError(f"{key} {hub[key]!r:.80} is not supported; supported: {supported!r}")
     latent = moe.value("moe_latent_size", None)
     latent = None if latent is None else moe.size("moe_latent_size", latent)
     config = Config(
@@ -547,6 +547,12 @@ def config_from_hub(hub):
                 f"{large} {getattr(config, large)} is not a multiple of "
                 f"{small} {getattr(config, small)}"
             )
+    for heads, width in (
+        ("num_attention_heads", "head_dim"),
+        ("mamba_num_heads", "mamba_head_dim"),
+        ("n_groups", "ssm_state_size"),
+    ):
+        check_width(**{heads: getattr(config, heads), width: getattr(config, width)})
     group = config.n_routed_experts // config.n_group
     if config.topk_group > config.n_group or (config.n_group > 1 and group < 2):
         raise ValueError(
@@ -566,19 +572,23 @@ def read_layers(hub):
     pattern, names = hub.get("hybrid_override_pattern"), hub.get("layers_block_type")
     if names is not None:
         if not isinstance(names, list) or not all(name in LETTERS for name in map(str, names)):
-            raise ValueError(f"layers_block_type is {names!r}; it must list some of {[*LETTERS]}")
+            raise ValueError(
+                f"layers_block_type is {names!r:.80}; it must list some of {[*LETTERS]}"
+            )
         letters = "".join(LETTERS[name] for name in names)
         if pattern not in (None, letters):
-            raise ValueError(f"hybrid_override_pattern {pattern!r} and layers_block_type disagree")
+            raise ValueError(
+                f"hybrid_override_pattern {pattern!r:.80} and layers_block_type disagree"
+            )
         pattern = letters
     if not isinstance(pattern, str) or not pattern or set(pattern) - set("M*-E"):
         raise ValueError(
-            f"hybrid_override_pattern is {pattern!r}; it must say each layer by one of M * - E "
+            f"hybrid_override_pattern is {pattern!r:.80}; it must say each layer by one of M * - E "
             "(or layers_block_type by its name)"
         )
     count = hub.get("num_hidden_layers")
     if count not in (None, len(pattern)):
-        raise ValueError(f"num_hidden_layers is {count!r}; the layers named are {len(pattern)}")
+        raise ValueError(f"num_hidden_layers is {count!r:.80}; the layers named are {len(pattern)}")
     return pattern
 
 
@@ -586,13 +596,13 @@ def read_limit(limit):
     """time_step_limit: two numbers. Infinity may be 1e308 or {"__float__": "Infinity"}, too."""
     words = {"Infinity": math.inf}
     if isinstance(limit, list | tuple):
-        limit = [words.get(x.get("__float__")) if isinstance(x, dict) else x for x in limit]
-        if len(limit) == 2 and all(type(x) in (int, float) for x in limit):
+        ends = [words.get(str(x.get("__float__"))) if isinstance(x, dict) else x for x in limit]
+        if len(ends) == 2 and all(type(x) in (int, float) for x in ends):
             # A number beyond float32 means infinity.
-            low, high = (math.inf if x > torch.finfo().max else float(x) for x in limit)
+            low, high = (math.inf if x > torch.finfo().max else float(x) for x in ends)
             if 0 <= low <= high and low < math.inf:
                 return low, high
-    raise ValueError(f"time_step_limit is {limit!r}; it must be two numbers, 0 or more")
+    raise ValueError(f"time_step_limit is {limit!r:.80}; it must be two numbers, 0 or more")
 
 
 # `architectures` in config.json -> class; the first is the default.

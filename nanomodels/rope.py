@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nanomodels.config import ConfigReader
+from nanomodels.config import ConfigReader, is_number
 
 
 @dataclass(frozen=True)
@@ -180,20 +180,24 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
     `rope_scaling` with a top-level `rope_theta`; both are read as transformers 5.23.0 reads them.
     partial_rotary_factor is the family's default.
     Raises ValueError for an unknown type or key, a missing key, two spellings that disagree, or an
-    odd rotated width.
+    odd rotated width, a number out of range, or numbers that have no rotation.
     """
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict):
-        raise ValueError(f"rope_parameters is {given!r}; it must be an object")
+        raise ValueError(f"rope_parameters is {given!r:.80}; it must be an object")
     rope_type = given.get("rope_type", given.get("type", "default"))
     if not isinstance(rope_type, str) or rope_type not in TYPES:
-        raise ValueError(f"rope_type {rope_type!r} is not supported; supported: {', '.join(TYPES)}")
+        raise ValueError(
+            f"rope_type {rope_type!r:.80} is not supported; supported: {', '.join(TYPES)}"
+        )
     required, optional = TYPES[rope_type]
     if rope_type in NEED_TRAINED:
         optional += ("original_max_position_embeddings",)
     for key in given:
         if key not in required + optional + COMMON:
-            raise ValueError(f"rope_parameters key {key!r} is unknown for rope_type {rope_type!r}")
+            raise ValueError(
+                f"rope_parameters key {key!r:.80} is unknown for rope_type {rope_type!r}"
+            )
     context = config["max_position_embeddings"]
     keys = ConfigReader(given)
     if rope_type in NEED_TRAINED:  # a top-level key wins over the nested one
@@ -220,7 +224,10 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
             f"the rotated part of a head is {dim} wide; it must be even, 2 or more (4 or more for "
             f"rope_type 'dynamic'), and at most head_dim {head_dim}"
         )
-    return Rope(
+    truncate = given.get("truncate", True)
+    if truncate not in (True, False, None):
+        raise ValueError(f"truncate is {truncate!r:.80}; it must be true or false")
+    rope = Rope(
         rope_type=rope_type,
         rope_theta=keys.number(
             "rope_theta", ConfigReader(config).number("rope_theta", 10_000.0, above=1), above=1
@@ -230,7 +237,7 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
         original_max_position_embeddings=original,
         factor=factor,
         attention_factor=keys.number("attention_factor", None),
-        truncate=bool(given.get("truncate", True)),
+        truncate=bool(truncate),
         short_factor=stretch(given, "short_factor", rope_type, dim),
         long_factor=stretch(given, "long_factor", rope_type, dim),
         **{
@@ -245,6 +252,29 @@ def rope_from_hub(config, head_dim, partial_rotary_factor=1.0):
             )
         },
     )
+    check_rotation(rope, given)
+    return rope
+
+
+def check_rotation(rope, given):
+    """Raise ValueError for rope_parameters, the dict `given`, whose rotation is not finite.
+
+    Each number may be good alone, but not with the others.
+    """
+    if not 1 <= rope.context_length <= 2**30:
+        raise ValueError(
+            f"factor is {rope.factor}; with it the context is {rope.context_length} tokens, and it "
+            "must be 1 to 2^30"
+        )
+    try:
+        for length in (1, rope.context_length):
+            inv_freq, scale = frequencies.__wrapped__(rope, length, "cpu")  # the cache keeps none
+            if not (inv_freq.isfinite().all() and math.isfinite(scale)):
+                raise OverflowError("infinite or nan")
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"rope_parameters {given!r:.300} have no rotation ({error}); use other numbers"
+        ) from None
 
 
 def stretch(given, key, rope_type, dim):
@@ -252,9 +282,10 @@ def stretch(given, key, rope_type, dim):
     if rope_type != "longrope":
         return ()
     values = given[key]
-    good = isinstance(values, list) and all(
-        type(value) in (int, float) and value > 0 for value in values
-    )
+    good = isinstance(values, list) and all(is_number(value) and value > 0 for value in values)
     if not good or len(values) != dim // 2:
-        raise ValueError(f"{key} must be {dim // 2} numbers above 0, one for each rotated plane")
-    return tuple(values)
+        raise ValueError(
+            f"{key} is {values!r:.80}; it must be {dim // 2} numbers from 1e-30 to 1e30, one for "
+            "each rotated plane"
+        )
+    return tuple(map(float, values))

@@ -371,6 +371,107 @@ def test_cuda_is_refused_where_there_is_none(run, monkeypatch):
     assert "no CUDA device here" in run("Hi", "--device", "cuda")[2]
 
 
+def test_a_prompt_file_is_cut_at_line_feeds_alone_and_has_no_byte_order_mark(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffone\rmore\r\n\ntwo\u2028\n".encode())
+    args = generate.parse_arguments(["--prompt-file", str(path)])
+    assert command.read_prompts(args) == ["one\rmore", "two\u2028"]
+
+
+def test_piped_input_has_no_byte_order_mark(run):
+    _, out, _ = run(FRANCE)
+    assert run("--quiet", stdin="\ufeff" + FRANCE + "\n") == (0, out, "")
+    assert "the prompt is empty (standard input)" in run("--quiet", stdin="\ufeff\n")[2]
+
+
+class Panic(BaseException):
+    """As pyo3_runtime.PanicException, which is no Exception either."""
+
+
+@pytest.mark.parametrize("program", ["generate.py", "convert_hf.py"])
+@pytest.mark.parametrize(
+    "error", [TypeError("a\nb" * 200), KeyError("x"), OverflowError(), RuntimeError("x"), Panic()]
+)
+def test_whatever_is_unforeseen_is_one_line_and_called_our_fault(
+    monkeypatch, capfd, program, error
+):
+    def work():
+        raise error
+
+    assert command.exit_status(program, work) == 1
+    err = capfd.readouterr().err
+    assert err.startswith(
+        f"{program}: error: this is a fault of nanomodels; please report it: {type(error).__name__}"
+    )
+    assert err.endswith("(NANOMODELS_TRACEBACK=1 shows where)\n")
+    assert err.count("\n") == 1 and len(err) < 500
+    monkeypatch.setenv("NANOMODELS_TRACEBACK", "1")
+    assert command.exit_status(program, work) == 1
+    assert "Traceback" in (err := capfd.readouterr().err) and "in work" in err
+
+
+def test_a_fault_anywhere_in_a_run_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(generate, "read_prompts", lambda args: [][0])
+    status, out, err = run("Hi")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "fault of nanomodels; please report it: IndexError" in err
+
+
+def test_too_little_memory_and_an_exit_are_no_faults(capfd):
+    def too_large():
+        raise RuntimeError("not enough memory: you tried to allocate 1 byte")
+
+    assert command.exit_status("x", too_large) == 2
+    assert capfd.readouterr().err.startswith("x: error: not enough memory")
+    with pytest.raises(SystemExit):
+        command.exit_status("x", sys.exit)
+
+
+@pytest.mark.parametrize("program", ["generate.py", "convert_hf.py"])
+@pytest.mark.parametrize("module", ["argparse", "torch"])
+def test_ctrl_c_during_an_import_is_quiet(tmp_path, program, module):
+    """The first import, and the longest."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); 1 / 0"
+    (tmp_path / f"{module}.py").write_text(code)
+    result = subprocess.run(
+        [sys.executable, program, "weights/nanochat-tiny"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path):
+    """As in a shell's background job."""
+    (tmp_path / "argparse.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('on'); os._exit(7)"
+    )
+    env = f"PYTHONPATH={tmp_path}:{ROOT}"
+    result = subprocess.run(
+        ["sh", "-c", f"trap '' INT; {env} {sys.executable} generate.py Hi"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (7, "")
+
+
+def test_a_second_ctrl_c_is_quiet(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    was = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as exited:
+            command.run_program(interrupted)
+        assert exited.value.code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "during Python's own clean-up"
+    finally:
+        signal.signal(signal.SIGINT, was)
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as exited:
         generate.main(["--help"])

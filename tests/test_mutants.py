@@ -18,13 +18,15 @@ NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
 # file: its tests, where they have other names
 TESTS = {
     "cache": ["cache", "drafts"],
-    "loading": ["loading", "memory", "convert"],
+    "loading": ["loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "tensors": ["loading", "hostile_files"],
     "pickles": ["hostile_files"],
     "files": ["hostile_files"],
     "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
+    "settings": ["inputs", "decoding"],
+    "command": ["generate"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
@@ -414,6 +416,40 @@ MUTANTS = {
         "rope.py",
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
         "",
+    ),
+    "a text taken for ids": ("settings.py", "isinstance(ids, (str, bytes))", "False"),
+    "a fraction taken for an id": ("settings.py", "operator.index(i) for i", "int(i) for i"),
+    "a negative count of logits": ("inputs.py", " or keep < 0", ""),
+    "a fault with its whole trace": (
+        "command.py",
+        'if os.environ.get("NANOMODELS_TRACEBACK"):',
+        "if True:",
+    ),
+    "a panic that nobody catches": ("command.py", "except BaseException as", "except Exception as"),
+    "a byte order mark in the prompt": (
+        "command.py",
+        'text.removeprefix("\\ufeff").rstrip(',
+        "text.rstrip(",
+    ),
+    "a lone carriage return that ends a prompt": (
+        "command.py",
+        "path.read_bytes().decode()",
+        'path.read_text(encoding="utf-8")',
+    ),
+    "rope: a rotation that is not tried at load": (
+        "rope.py",
+        "    check_rotation(rope, given)\n",
+        "",
+    ),
+    "config: numbers that overflow": ("config.py", "LEAST <= abs(value) <= MOST", "True"),
+    "config: a width that overflows": ("config.py", "> LARGEST_SIZE:", "> LARGEST_SIZE**3:"),
+    "config: modules without end": ("config.py", "layers + experts > tensors", "layers < 0"),
+    "config: modules are counted too late": (
+        "loading.py",
+        "        check_counts(model_config, len(named))\n"
+        "        model = build(model_class, model_config)\n",
+        "        model = build(model_class, model_config)\n"
+        "        check_counts(model_config, len(named))\n",
     ),
     "NanoChat 2026: hidden before the last norm": (
         "nanochat_2026.py",

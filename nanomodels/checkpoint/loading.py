@@ -29,6 +29,7 @@ from nanomodels.checkpoint import modelopt, nanochat_folder
 from nanomodels.checkpoint.names import PADDING_PREFIX, listed, rename
 from nanomodels.checkpoint.stop_ids import stop_ids
 from nanomodels.checkpoint.tensors import read_tensors
+from nanomodels.config import check_counts
 from nanomodels.linears import memory, quantized
 from nanomodels.linears.prepacked import prepack_linears
 from nanomodels.linears.quantized import QuantizedLinear, QuantizedWeight
@@ -102,6 +103,7 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False):
         tensors, scheme, skipped = join_scales(format, config, tensors)
         named, unused = name_tensors(format, architecture, tensors)
         skipped |= {name: tensors[name].nbytes for name in unused}
+        check_counts(model_config, len(named))
         model = build(model_class, model_config)
         scheme = swap_linears(model, named, scheme, quantize, quantize_head)
     except ValueError as error:

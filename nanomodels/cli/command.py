@@ -1,11 +1,14 @@
 """Options and exit statuses of the commands. Nothing here imports torch, so --help is fast."""
 
 import argparse
+import os
 import secrets
+import signal
 import sys
+import traceback
 
 from nanomodels.generation.settings import GenerationSettings
-from nanomodels.text.files import one_line, read_json, read_text, say
+from nanomodels.text.files import one_line, read_json, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 def exit_status(prog, work):
     """Call work() and return the exit status; an error becomes one line on stderr.
 
-    0 is success, 2 bad input or too little memory or disk, 130 Ctrl-C, 141 a closed pipe.
+    0 is success, 1 a fault of this program, 2 bad input or too little memory or disk, 130 Ctrl-C,
+    141 a closed pipe.
     """
     try:
         work()
@@ -36,13 +40,42 @@ def exit_status(prog, work):
         return 130
     except BrokenPipeError:  # the reader of stdout has ended
         return 141
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        # torch reports too little memory as a RuntimeError. Any other is a bug in this program.
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        say(f"{prog}: error: {one_line(error)}")
-        return 2
+    except SystemExit:
+        raise
+    except BaseException as error:  # all: a panic in tiktoken's Rust code is no Exception
+        # torch reports too little memory as a RuntimeError.
+        too_large = isinstance(error, RuntimeError) and "memory" in str(error)
+        if too_large or isinstance(error, (ValueError, OSError, MemoryError)):
+            say(f"{prog}: error: {one_line(error)}")
+            return 2
+        if os.environ.get("NANOMODELS_TRACEBACK"):
+            say(traceback.format_exc().rstrip())
+        say(
+            f"{prog}: error: this is a fault of nanomodels; please report it: "
+            f"{type(error).__name__}: {one_line(error)[:300]} (NANOMODELS_TRACEBACK=1 shows where)"
+        )
+        return 1
     return 0
+
+
+def catch_interrupts():
+    """Let Ctrl-C raise KeyboardInterrupt from here on, unless it is ignored.
+
+    The commands begin without, because an exception can break an import of torch or numpy.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run_program(main):
+    """Call main() and end the program with the status that it returns."""
+    try:
+        status = main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only Python's own clean-up is left
+    except KeyboardInterrupt:  # a second one, or at the very end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = 130
+    sys.exit(status)
 
 
 def read_prompts(args):
@@ -55,7 +88,7 @@ def read_prompts(args):
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        lines = read_text(args.prompt_file, may_be_pipe=True).removeprefix("\ufeff").split("\n")
+        lines = read_lines(args.prompt_file)
         prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     elif args.prompt is not None:
         prompts = [args.prompt]
@@ -63,7 +96,8 @@ def read_prompts(args):
         return None
     else:
         try:
-            prompts = [sys.stdin.read().rstrip("\r\n") if sys.stdin is not None else ""]
+            text = sys.stdin.read() if sys.stdin is not None else ""
+            prompts = [text.removeprefix("\ufeff").rstrip("\r\n")]
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 text ({error})") from None
     if not prompts or not all(prompts):
@@ -75,6 +109,17 @@ def read_prompts(args):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("the prompt is not UTF-8 text")
     return prompts
+
+
+def read_lines(path):
+    """The lines of a UTF-8 file, without a byte order mark. A carriage return ends no line."""
+    try:
+        text = path.read_bytes().decode()  # read_text would make it a line feed
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
+    return text.removeprefix("\ufeff").split("\n")
 
 
 def generation_settings(args, config):

@@ -20,7 +20,7 @@ import torch
 from nanomodels.generation import cuda_graph
 from nanomodels.generation.drafts import PromptLookup, decode_with_drafts
 from nanomodels.generation.sampling import Sampler
-from nanomodels.generation.settings import GenerationSettings
+from nanomodels.generation.settings import GenerationSettings, list_of_ids
 
 PIECE = 512  # most slots of a prompt that one call is given
 
@@ -67,7 +67,7 @@ def generate_batch(
     prompt. The rest is as in `generate`; a cache and draft_lookup need one prompt and one sample.
     """
     settings = replace(settings or GenerationSettings(), **changes).for_model(model)
-    prompts = [list(map(int, ids)) for ids in prompts]
+    prompts = [list_of_ids("a prompt", ids) for ids in prompts]
     check(model, prompts, settings, cache)
     return decode(model, prompts, settings, cache, progress, on_draft)
 

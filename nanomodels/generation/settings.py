@@ -1,7 +1,9 @@
 """The settings of a generation: one frozen object, checked when it is made."""
 
+import operator
 import secrets
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 # Numbers: lowest, highest, what a special value means.
 RANGES = {
@@ -13,6 +15,27 @@ RANGES = {
 }
 # Whole numbers without an upper limit: the lowest.
 COUNTS = {"num_samples": 1, "max_new_tokens": 0, "draft_lookup": 0}
+
+
+def list_of_ids(name, ids):
+    """Token ids as a list of ints; they may be whole numbers of Python, numpy or torch.
+
+    Raises ValueError for anything else, such as text: "12" is not the ids 1 and 2.
+    """
+    try:
+        if isinstance(ids, (str, bytes)):
+            raise TypeError
+        given = ids.tolist() if hasattr(ids, "tolist") else list(ids)  # of an array or a tensor
+        if any(isinstance(i, bool) for i in given):
+            raise TypeError
+        return [operator.index(i) for i in given]
+    except TypeError:
+        raise ValueError(f"{name} is {ids!r:.80}; it must be a list of token ids") from None
+
+
+def is_real(value, kind=Real):
+    """Whether it is a number of Python or numpy, and no bool."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -41,19 +64,29 @@ class GenerationSettings:
     def __post_init__(self):
         for name, least in COUNTS.items():
             number = getattr(self, name)
-            if type(number) is not int or number < least:
+            if not is_real(number, Integral) or number < least:
                 raise ValueError(
                     f"{name} is {number!r}; it must be a whole number, {least} or more"
                 )
+            object.__setattr__(self, name, int(number))  # of numpy's, a plain one
         for name, (low, high, meaning) in RANGES.items():
             number = getattr(self, name)
-            kinds = (int,) if name == "top_k" else (int, float)
-            if type(number) not in kinds or not low <= number <= high:
+            kind, plain = (Integral, int) if name == "top_k" else (Real, float)
+            if not is_real(number, kind) or not low <= number <= high:
                 raise ValueError(f"{name} is {number!r}; it must be {low} to {high} ({meaning})")
+            object.__setattr__(self, name, plain(number))
         if self.seed is not None:
-            whole = type(self.seed) is int
-            if not whole or self.seed < 0 or self.seed + self.num_samples > 2**63:
+            whole = is_real(self.seed, Integral)
+            if not whole or self.seed < 0 or int(self.seed) + self.num_samples > 2**63:
                 raise ValueError("seed must be a whole number from 0 to 2^63 - 1")
+            object.__setattr__(self, "seed", int(self.seed))
+        size = self.vocab_size
+        if size is not None:
+            if not is_real(size, Integral) or size < 1:
+                raise ValueError(f"vocab_size is {size!r}; it must be a whole number, 1 or more")
+            object.__setattr__(self, "vocab_size", int(size))
+        if self.stop_ids is not None and not isinstance(self.stop_ids, frozenset):
+            object.__setattr__(self, "stop_ids", tuple(list_of_ids("stop_ids", self.stop_ids)))
         if self.cuda_graph and self.draft_lookup:
             raise ValueError("cuda_graph and draft_lookup do not go together")
 
