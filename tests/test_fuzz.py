@@ -66,7 +66,7 @@ def leaves_a_file(case):
 
 
 def takes_memory(case):
-    return 0 * len(b"x" * 300_000_000)
+    return 0 * len(b"x" * 900_000_000)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def takes_memory(case):
         "status": (lambda case: 3, ["exit status 3"]),
         "sys.exit": (lambda case: sys.exit(2), ["0 lines on stderr"]),
         "signal": (lambda case: os.kill(os.getpid(), signal.SIGSEGV), ["signal SIGSEGV"]),
-        "memory": (takes_memory, ["more than 0.2 GB"]),
+        "memory": (takes_memory, ["more than 0.5 GB"]),
         "escape": (says("generate.py: error: \x1b[2J\n", 2), ["control characters"]),
         "long": (
             says("generate.py: error: " + "a" * 2000 + "\n", 2),
@@ -91,7 +91,7 @@ def takes_memory(case):
     }.values(),
 )
 def test_a_finding_is_noticed(tmp_path, work, kinds, monkeypatch):
-    monkeypatch.setattr(fuzz, "GIGABYTES", 0.2)
+    monkeypatch.setattr(fuzz, "GIGABYTES", 0.5)
     assert ended(tmp_path, work) == kinds
 
 
