@@ -8,7 +8,7 @@ import functools
 import json
 from datetime import datetime
 
-from nanomodels.text.files import one_line, read_text
+from nanomodels.text.files import one_line, read_text, refusal
 
 # nanochat has no template. Its code writes this format: nanochat/tokenizer.py, commit 306bc38.
 NANOCHAT_TEMPLATE = """
@@ -34,7 +34,9 @@ TEMPLATE_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -51,9 +53,20 @@ def read_templates(folder, config):
     if files:
         return {name: read_text(path) for name, path in files.items()}
     found = config.get("chat_template") or {}
-    if isinstance(found, list):
-        return {entry["name"]: entry["template"] for entry in found}
-    return {"default": found} if isinstance(found, str) else found
+    try:
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}
+        named = dict({"default": found} if isinstance(found, str) else found)
+        if {*map(type, [*named, *named.values()])} <= {str}:
+            return named
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise refusal(
+        folder / "tokenizer_config.json",
+        "chat_template",
+        config["chat_template"],
+        'a text, {"name": "text"}, or [{"name": ..., "template": ...}]',
+    )
 
 
 def render(templates, messages, tools, documents, **variables):

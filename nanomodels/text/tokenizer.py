@@ -61,17 +61,26 @@ class Tokenizer:
         Raises FileNotFoundError if there is no tokenizer. Raises ValueError with file, key and
         found value if a file is damaged or needs something that is not supported here.
         """
-        folder = Path(folder)
+        try:
+            return Tokenizer._read(Path(folder))
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            UnicodeEncodeError,
+        ) as error:
+            raise ValueError(
+                f"{folder}: tokenizer.json (or .model) or tokenizer_config.json is not laid out as "
+                f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
+            ) from None
+
+    @staticmethod
+    def _read(folder):
         if (folder / "tokenizer.json").is_file():
-            try:
-                hub = hub_json.read(folder)
-                read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
-                return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
-            except (AttributeError, LookupError, TypeError, UnicodeEncodeError) as error:
-                raise ValueError(
-                    f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as "
-                    f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
-                ) from None
+            hub = hub_json.read(folder)
+            read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
+            return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
         pickles = nanochat_pickle.pickle_paths(folder)
         if any(path.is_file() for path in pickles):
             return Tokenizer(*nanochat_pickle.read(folder))
