@@ -47,8 +47,9 @@ class SentencePiece:
         new_stream,
     ):
         """pairs: BytePairs; ids_of_ranks: a tuple of ids for each rank; texts {id: piece};
-        byte_of {id: byte}; normalise: a function of the text; prepend: the prepend_scheme of a Metaspace, or None;
-        new_stream: a stream class, to be called with texts, byte_of and the hidden ids.
+        byte_of {id: byte}; normalise: a function of the text; prepend: the prepend_scheme of a
+        Metaspace, or None; new_stream: a stream class, to be called with texts, byte_of and the
+        hidden ids.
         """
         self.pairs, self.ids_of_ranks = pairs, ids_of_ranks
         self.texts, self.byte_of = Vocabulary(texts, "\ufffd"), byte_of
