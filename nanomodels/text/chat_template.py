@@ -88,7 +88,10 @@ def render(templates, messages, tools, documents, **variables):
     import jinja2  # here, so that a program without a chat starts faster
 
     try:
-        return compile_template(templates[name]).render(
+        size = len(json.dumps([plain(messages), plain(tools), plain(documents)]))
+        template = compile_template(templates[name])
+        template.environment.start(size)
+        return template.render(
             messages=[alias_reasoning(message) for message in plain(messages)],
             tools=plain(tools),
             documents=plain(documents),
@@ -128,7 +131,8 @@ def compile_template(template):
     """Compile a template in the environment of transformers 5.23.0 chat_template_utils.py:567."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from nanomodels.text.sandbox import Sandbox
 
     class Generation(Extension):
         """{% generation %}...{% endgeneration %} marks an assistant's message for training. Here it
@@ -157,10 +161,11 @@ def compile_template(template):
             sort_keys=sort_keys,
         )
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.start(0)
+    environment.filters["tojson"] = environment.limit("tojson", tojson)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment.from_string(template)
