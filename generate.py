@@ -69,6 +69,7 @@ def parse_arguments(argv):
     thinking("--think", action="store_true", default=None, help="reason before the answer")
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
     add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
+    add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
     add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
@@ -208,7 +209,13 @@ def start_chat(args, tokenizer):
         return None
     tools = None if args.tools is None else read_tools(args.tools)
     try:
-        return Chat(tokenizer, system=args.system, think=args.think, tools=tools)
+        return Chat(
+            tokenizer,
+            system=args.system,
+            think=args.think,
+            tools=tools,
+            trust_text=args.trust_text,
+        )
     except ValueError as error:
         raise ValueError(f"{args.model}: {error}") from None
 

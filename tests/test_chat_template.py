@@ -2,6 +2,8 @@
 
 import enum
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -277,6 +279,119 @@ def test_a_template_that_fails_is_one_line(tmp_path, template, complaint):
     assert "\n" not in str(caught.value)
 
 
+RUNAWAY = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a list": "{% set r = range(99999) | list %}{% for i in r %}{{ -1 in r }}{% endfor %}",
+    "a recursive loop": "{% for i in [[]] recursive %}{{ loop(range(99999)) }}{% endfor %}",
+    "a macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(50) }}",
+    "text in a macro": "{% macro f() %}{% for i in range(99999) %}" + "a" * 9999 + "{% endfor %}"
+    "{% endmacro %}{{ f() }}",
+    "written": "{% for i in range(99999) %}" + "a" * 9999 + "{% endfor %}",
+    "text *": "{{ 'a' * (3 * 10**9) }}",
+    "* text": "{{ (3 * 10**9) * 'a' }}",
+    "list *": "{{ ([1] * (3 * 10**9)) | length }}",
+    "%": "{{ '%1000000000d' % 1 }}",
+    "% *": "{{ '%*d' % (1000000000, 1) }}",
+    "format filter": "{{ '%1000000000d' | format(1) }}",
+    "format": "{{ '{:>3000000000}'.format(1) }}",
+    "format of a format": "{{ '{:{w}}'.format(1, w=3000000000) }}",
+    "zfill": "{{ 'a'.zfill(3000000000) }}",
+    "center": "{{ 'a'.center(3000000000) }}",
+    "center filter": "{{ 'a' | center(3000000000) }}",
+    "indent": "{{ 'a\nb' | indent(3000000000) }}",
+    "expandtabs": "{{ '\t'.expandtabs(2000000000) }}",
+    "to_bytes": "{{ (1).to_bytes(3000000000, 'big') | length }}",
+    "tojson": "{{ [1, x] | tojson(indent=2000000000) }}",
+    "**": "{{ 7**(10**8) }}",
+    "round": "{{ 7 | round(10**8) }}",
+    "round down": "{{ 7.5 | round(10**8, 'floor') }}",
+    "lipsum": "{{ lipsum(n=10**6) }}",
+    "batch": "{{ [1] | batch(10**9, 'x') | list | length }}",
+    "squares": "{% set ns = namespace(x=99) %}{% for i in range(40) %}"
+    "{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "join": "{{ ('a' * 10**6) | join('b' * 10**6) }}",
+    "join of a list": "{{ ('b' * 10**6).join(['a'] * 10**6) }}",
+    "replace": "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
+    "replace filter": "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
+    "translate": "{{ ('a' * 10**6).translate({97: 'b' * 10**6}) }}",
+    "many texts": "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}"
+    "{% set ns.x = ns.x + ['a' * (10**7 + i)] %}{% endfor %}",
+} | {
+    f"doubling by {how}": "{% set ns = namespace(x='ab', y='ab') %}{% for i in range(40) %}"
+    + "{% set ns.x = " + how + " %}{% set ns.y = " + how.replace("x", "y") + " %}{% endfor %}"
+    "{{ ns.x == ns.y }}{{ ns.x }}"
+    for how in (
+        "[ns.x, ns.x]",
+        "(ns.x, ns.x)",
+        "{1: ns.x, 2: ns.x}",
+        "dict(a=ns.x, b=ns.x)",
+        "ns.x ~ ns.x",
+        "ns.x + ns.x",
+        "ns.x * 2",
+        "'%s%s' % (ns.x, ns.x)",
+        "'{}{}'.format(ns.x, ns.x)",
+        "[ns.x] | batch(2, ns.x) | list",
+        "[ns.x] | map('replace', 'a', ns.x) | join",
+    )
+}  # fmt: skip
+LIMITED = """import resource, sys, time
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+from nanomodels.text.chat_template import render
+for template in sys.stdin.read().split("@@"):
+    began = time.process_time()
+    try:
+        text = render({"default": template}, [{"role": "user", "content": "x"}], None, None, x=[])
+        print("rendered", len(text), end=" ")
+    except ValueError as error:
+        print(error, end=" ")
+    print("SLOW" if time.process_time() - began > 9 else "")
+"""
+
+
+ORDINARY = [
+    "{{ ['a', 'b'] | map('upper') | join(', ') }}",
+    "{{ [{'a': 1}, {'a': 2}] | join('-', attribute='a') }}",
+    "{{ 7.456 | round(1) }}{{ '%-5s|' % 'a' }}{{ '{:>5}{}'.format('b', 1) }}{{ [3, 1] | sort }}",
+    "{{ 'abc' | center(9) }}{{ [1, 2, 3] | batch(2) | list }}{{ [1, 2] | sum }}{{ 2**10 }}",
+    "{% for i in [1, 2, 3] %}{{ loop.revindex }}{{ loop.length }}{{ loop.last }}{% endfor %}",
+    "{% for i in [1, [2]] recursive %}{% if i is iterable %}({{ loop(i) }}){% else %}{{ i }}"
+    "{% endif %}{% endfor %}{{ 'a,b'.split(',') | first }}{{ ('a', 'b') + ('c',) }}{{ 'x' * 3 }}",
+    "{{ nothing }}{{ nothing ~ 'x' ~ 1 }}{{ 'a\nb' | indent(2) }}{{ [1, [2, 'é']] | join('|') }}",
+    "{{ {'a': [1]} | tojson(indent=2) }}{{ dict(a=1) | items | list }}{{ ','.join('abc') }}",
+    "{% macro f(x) %}<{{ x }}{{ caller() if caller }}>{% endmacro %}{{ f('a') }}"
+    "{% call f('b') %}c{% endcall %}{% filter upper %}{{ f('d') }}{% endfilter %}",
+    "{% set x %}{{ 'a' }}b{% endset %}{{ x }}{% for c in x %}{{ c }}{% else %}-{% endfor %}",
+    "{% for k, v in {'a': 1, 'b': 2}.items() if v > 1 %}{{ k }}{% endfor %}{{ 'a' in ['a', x] }}",
+    "{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
+    "{{ messages | groupby('role') }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ORDINARY)
+def test_the_bounds_change_nothing_in_ordinary_templates(tmp_path, template):
+    ours, reference = both(tmp_path, CONFIG | {"chat_template": template})
+    assert not rendered(lambda: ours.render_chat(CHATS["turns"])).startswith("refused")
+    assert_same(ours, reference, CHATS["turns"])
+
+
+def test_a_template_that_runs_away_is_one_line():
+    """Each took gigabytes, or minutes and more; here each has 9 seconds and 2 GB at most."""
+    run = [sys.executable, "-c", LIMITED]
+    given = "@@".join(RUNAWAY.values())
+    done = subprocess.run(
+        run, input=given, capture_output=True, text=True, timeout=280, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr[-1000:]
+    wrong = {
+        name: line
+        for name, line in zip(RUNAWAY, lines, strict=True)
+        if not line.startswith("chat template: ") or "SLOW" in line
+    }
+    assert not wrong
+
+
 def test_tools_and_documents_must_be_data(tmp_path):
     for settings in ({"tools": [print]}, {"documents": ["text"]}):
         with pytest.raises(ValueError, match="tools must be a list of JSON schemas"):
@@ -290,7 +405,7 @@ def test_names_in_messages_become_tokens_as_in_transformers(tmp_path):
     chat = [{"role": "user", "content": "<think> a</s>b <s>"}]
     reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ids = reference.apply_chat_template(chat, return_dict=False)
-    assert Tokenizer.load(tmp_path).encode_chat(chat) == ids
+    assert Tokenizer.load(tmp_path).encode_chat(chat, trust_text=True) == ids
 
 
 # --- the templates of Nemotron Nano v2 and Nemotron 3 ---
@@ -390,7 +505,8 @@ def test_a_nemotron_chat_is_rendered_as_transformers_renders_it(family, messages
     expected = reference.apply_chat_template(messages, tokenize=False, **variables)
     assert ours.render_chat(messages, **variables) == expected
     ids = reference.apply_chat_template(messages, return_dict=False, **variables)
-    assert ours.encode_chat(messages, **variables) == ids
+    assert ours.encode_chat(messages, trust_text=True, **variables) == ids
+    assert ours.decode(ours.encode_chat(messages, **variables)) == expected
     assert ids.count(ours.bos_id) == 0, "these formats have no <s>"
 
 

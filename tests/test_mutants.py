@@ -27,10 +27,46 @@ TESTS = {
     "writing": ["convert"],
     "settings": ["inputs", "decoding"],
     "command": ["generate"],
+    "nanochat_pickle": ["tokenizer"],
+    "bpe": ["tokenizer"],
+    "sandbox": ["chat_template"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
 MUTANTS = {
+    "pickle: any opcode": (
+        "nanochat_pickle.py",
+        "if opcode.name not in OPCODES:",
+        "if False:",
+    ),
+    "regex: an empty match is a piece": ("bpe.py", "if self.empty in ranks:", "if False:"),
+    "normalizer: a text of any length": (
+        "sentencepiece.py",
+        "if len(new) > 1 and len(text)",
+        "if False and len(text)",
+    ),
+    "chat: names in contents become tokens": (
+        "plain_chat.py",
+        "return name if name in keep else",
+        "return name if True else",
+    ),
+    "chat: names that grow out of parts become tokens": (
+        "plain_chat.py",
+        "return text.translate(self.edges)",
+        "return self.hide_names(text)",
+    ),
+    "chat: no name in an answer is looked for": (
+        "plain_chat.py",
+        "keep.add(name)",
+        "pass",
+    ),
+    "template: no end to time": ("sandbox.py", "time.thread_time() > self.now.end", "False"),
+    "template: no end to memory": ("sandbox.py", "if self.now.room < 0:", "if False:"),
+    "template: a list is counted without what is in it": (
+        "sandbox.py",
+        "rest += value\n",
+        "pass\n",
+    ),
     "NanoChat: rotation by plus the angle": (
         "nanochat.py",
         "(x1 * cos + x2 * sin, x2 * cos - x1 * sin)",

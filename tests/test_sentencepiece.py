@@ -18,6 +18,8 @@ from tokenizers import Tokenizer as Reference
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
+from nanomodels.text.chat_template import read_templates
+from nanomodels.text.sentencepiece import read_normalizer
 from nanomodels.text.tokenizer import Tokenizer
 
 EXTRA = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
@@ -711,3 +713,19 @@ def test_nemotron_minis_chat_always_has_a_system_block(load, tmp_path):
         '<extra_id_1>Assistant\n<toolcall> {"name": "weather", "arguments": {"city": "Zürich"}} '
         '</toolcall>\n<extra_id_1>Tool\n{"c": 7}\n<extra_id_1>Assistant\n'
     )
+
+
+def test_a_normalizer_that_multiplies_the_text_is_refused():
+    """Five steps of "h" to 100 "h" made 10^10 characters of one."""
+    step = {"type": "Replace", "pattern": {"String": "h"}, "content": "h" * 100}
+    normalise = read_normalizer("path", {"normalizers": [step] * 5})
+    assert normalise("x" * 5000) == "x" * 5000
+    with pytest.raises(ValueError, match="the normalizer makes more than 1,064 characters"):
+        normalise("h")
+
+
+@pytest.mark.parametrize("found", [5, [5], [{}], {"default": 1}, [{"name": "x"}], True])
+def test_a_chat_template_of_another_type_is_refused(tmp_path, found):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": found}))
+    with pytest.raises(ValueError, match="tokenizer_config.json: chat_template is"):
+        read_templates(tmp_path, {"chat_template": found})

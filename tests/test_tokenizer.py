@@ -3,6 +3,9 @@
 import json
 import pickle
 import random
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -441,8 +444,8 @@ def test_hub_files_give_the_ids_of_a_chat(both, case, texts, system, more):
     messages = [{"role": "system", "content": "Be kind."}] if system else []
     for n, text in enumerate(texts):
         messages.append({"role": ("user", "assistant")[n % 2], "content": text})
-    ids = native.encode_chat(messages, add_generation_prompt=more)
-    assert hub.encode_chat(messages, add_generation_prompt=more) == ids
+    ids = native.encode_chat(messages, add_generation_prompt=more, trust_text=True)
+    assert hub.encode_chat(messages, add_generation_prompt=more, trust_text=True) == ids
     assert ids == transformers.apply_chat_template(
         messages, add_generation_prompt=more, return_dict=False
     )
@@ -603,11 +606,57 @@ def test_a_nanochat_hub_tokenizer_stops_at_the_end_of_the_assistant(tmp_path):
 
 def test_an_unknown_id_is_refused(load):
     ours, _ = load("ignore merges")
-    for i in (-1, ours.vocab_size, 4999):
+    for i in (-1, ours.vocab_size):
         with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
             ours.decode([100, i])
         with pytest.raises(ValueError, match=f"token id {i} is not in the vocabulary"):
             ours.stream().push(i)
+
+
+def test_an_id_in_a_gap_becomes_a_replacement_character(load):
+    """A model can sample an id that no token has. The text before it must not be lost."""
+    ours, _ = load("ignore merges")
+    assert ours.vocab_size == 5002 and 4999 not in ours.codec.token_bytes
+    ids = [*ours.encode("Hi"), 4999, *ours.encode(" you")]
+    assert ours.decode(ids) == "Hi\ufffd you"
+    assert ours.token_bytes(4999) == "\ufffd".encode()
+
+
+@pytest.mark.parametrize("regex", ["x*", "h*?", "(?:)|a", "(?=h)", "", "q|(?=Z)"])
+def test_a_regex_that_matches_no_text_is_refused(tmp_path, capfd, regex):
+    state = STATE | {"pat_str": regex}
+    (tmp_path / "tokenizer.pkl").write_bytes(pickled_encoding(state))
+    with pytest.raises(ValueError, match="tokenizer.pkl: .*the regex matches no text"):
+        Tokenizer.load(tmp_path).encode("hZ")
+    assert capfd.readouterr() == ("", "")  # Rust's panics are written to stderr
+
+
+def test_a_regex_that_gives_up_is_one_line(tmp_path, capfd):
+    data = json.loads(trained("gpt4"))
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"(?:h|h)+(?!b)Q|."
+    tokenizer = Tokenizer.load(write(tmp_path, data))
+    with pytest.raises(ValueError, match="tokenizer.json: the regex fails on this text") as caught:
+        tokenizer.encode("h" * 3000)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+def test_one_very_long_token_is_read_fast(tmp_path):
+    """A token of 20,000 letters took minutes."""
+    data = json.loads(trained("gpt4"))
+    data["model"]["ignore_merges"] = True
+    data["model"]["vocab"]["qz" * 10_000] = 9000
+    began = time.process_time()
+    ours = Tokenizer.load(write(tmp_path, data))
+    assert time.process_time() - began < 5
+    assert ours.encode("qz" * 10_000) == [9000]
+
+
+@pytest.mark.parametrize("ids", [[[1]], [None], ["a"], [1.5], [True], [99999], 3])
+def test_wrong_ids_of_the_post_processor_are_refused(tmp_path, ids):
+    data = bos(json.loads(trained("gpt4")))
+    data["post_processor"]["processors"][1]["special_tokens"]["<s>"]["ids"] = ids
+    with pytest.raises(ValueError, match="tokenizer.json"):
+        Tokenizer.load(write(tmp_path, data))
 
 
 def test_bytes_that_are_no_text_become_replacement_characters(load):
@@ -738,6 +787,38 @@ def test_a_damaged_tokenizer_json_is_refused(tmp_path, content):
 def test_a_tokenizer_json_of_another_layout_is_refused(tmp_path, change):
     with pytest.raises(ValueError, match="tokenizer.json"):
         Tokenizer.load(write(tmp_path, json.loads(trained("gpt4")) | change))
+
+
+NESTED = b"K\x01\x85" + b"".join(b"\x94h%c\x86" % n for n in range(60))  # t(n+1) = (tn, tn)
+BOMBS = {
+    "a tuple in a tuple, 200,000 times, as a key: a crash": b"})" + b"\x85" * 200_000 + b"K\x01s.",
+    "a key whose hash takes 2^60 steps: for ever": b"}" + NESTED + b"K\x01s.",
+    "a place in the memo that takes 64 GB": b"}r\xff\xff\xff\x7f.",
+    "frozenset": b"(K\x01\x91.",
+    "a byte array": b"\x96\xff\xff\xff\xff\xff\xff\xff\x00.",
+    "a long number": b"\x8b\xff\xff\x00\x00" + bytes(65535) + b".",
+    "a persistent id": b"Pos\n.",
+    "too large": b"})" * 4_100_000 + b".",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_pickle_can_neither_crash_nor_freeze(tmp_path, bomb):
+    (tmp_path / "tokenizer.pkl").write_bytes(b"\x80\x04" + BOMBS[bomb])
+    code = "import sys, nanomodels.text.tokenizer as t; t.Tokenizer.load(sys.argv[1])"
+    run = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, "killed by a signal"
+    wanted = "tokenizer.pkl: not a plain pickle of one tiktoken"
+    assert f"ValueError: {tmp_path}/{wanted}" in done.stderr
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_pickle_of_any_protocol_is_read(tmp_path, protocol):
+    encoding = pickle.loads((NANOCHAT / "tokenizer.pkl").read_bytes())
+    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(encoding, protocol=protocol))
+    ours = Tokenizer.load(tmp_path)
+    assert ours.encode("Hello", add_bos=False) == encoding.encode_ordinary("Hello")
 
 
 class Malicious:

@@ -27,15 +27,16 @@ class Chat:
     """Turns messages into prompts with the checkpoint's chat template.
 
     system is the text of a system message. think switches the reasoning on or off; None leaves it
-    to the template. tools is a list of JSON schemas.
+    to the template. tools is a list of JSON schemas. trust_text: whether names of control tokens
+    in messages and tools become those tokens; see Tokenizer.encode_chat.
     Raises ValueError if the template has no tools, or no switch for the reasoning.
     """
 
-    def __init__(self, tokenizer, *, system=None, think=None, tools=None):
+    def __init__(self, tokenizer, *, system=None, think=None, tools=None, trust_text=False):
         template = tokenizer.chat_template
         self.tokenizer = tokenizer
         self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.variables = {}
+        self.variables = {"trust_text": trust_text}
         self.switch = ""  # added to the last user message
         if tools is not None:
             if "tools" not in template:
@@ -52,9 +53,9 @@ class Chat:
         """The Prompt of a chat whose last turn is the user's."""
         *before, last = self.system + turns
         messages = [*before, last | {"content": last["content"] + self.switch}]
-        text = self.tokenizer.render_chat(messages, **self.variables | variables)
-        ids = self.tokenizer.encode(text, add_bos=False, special=True)  # the template has the BOS
-        return Prompt(last["content"], ids, text.rstrip().endswith("<think>"))
+        ids = self.tokenizer.encode_chat(messages, **self.variables | variables)
+        end = self.tokenizer.decode(ids[-32:])  # long enough for <think> in bytes, and space
+        return Prompt(last["content"], ids, end.rstrip().endswith("<think>"))
 
 
 class PrefixCache:

@@ -18,10 +18,12 @@ There are two: ByteLevel, and SentencePiece in sentencepiece.py. Both have:
 """
 
 import codecs
+import heapq
 import re
-from itertools import pairwise
 
-from nanomodels.text.files import refusal
+from tiktoken import Encoding
+
+from nanomodels.text.files import one_line, refusal
 
 # The split of a ByteLevel pre-tokenizer with use_regex: tokenizers 0.23 byte_level.rs.
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -63,10 +65,58 @@ def spell(token):
 
 
 class Vocabulary(dict):
-    """{id: the bytes or the text of its token}. An unknown id raises ValueError."""
+    """{id: the bytes or the text of its token}. An id behind the last one raises ValueError.
+
+    A model can generate an id that no token has, if there are gaps between the ids. It gives `gap`.
+    """
+
+    def __init__(self, tokens, gap):
+        super().__init__(tokens)
+        self.gap, self.last = gap, max(tokens)
 
     def __missing__(self, token):
-        raise ValueError(f"token id {token} is not in the vocabulary, whose ids end at {max(self)}")
+        if 0 <= token <= self.last:
+            return self.gap
+        raise ValueError(f"token id {token} is not in the vocabulary, whose ids end at {self.last}")
+
+
+class BytePairs:
+    """tiktoken's byte-pair encoding, for a regex that nobody has tested.
+
+    tiktoken panics where a regex matches no text: it writes to stderr and raises no Exception.
+    Here the empty piece is a token, `empty`, so that it can be found and refused.
+    """
+
+    def __init__(self, path, pattern, ranks):
+        """ranks: {bytes: rank}. ValueError, without the path, for a regex that is not one."""
+        self.path, self.empty = path, max(ranks.values()) + 1
+        # Encoding.encode reports a regex that gives up; encode_ordinary panics. encode needs a
+        # special token to search for. It never becomes that token.
+        special = {"<|nanomodels|>": self.empty + 1}
+        ranks = ranks | {b"": self.empty}
+        name = str(path)
+        self.encoding = Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
+        self.encode("a 1.\n")
+
+    def encode(self, text):
+        """Return the ranks of a text. ValueError where the regex gives up or matches no text."""
+        try:
+            ranks = self.encoding.encode(text, disallowed_special=())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path}: the regex fails on this text ({one_line(error)})"
+            ) from None
+        except BaseException as error:  # older versions of tiktoken panic here, too
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"{self.path}: the regex fails on this text") from None
+        if self.empty in ranks:
+            raise ValueError(
+                f"{self.path}: the regex matches no text; each piece needs a character"
+            )
+        return ranks
 
 
 class ByteLevel:
@@ -74,12 +124,12 @@ class ByteLevel:
 
     symbols_everywhere = False
 
-    def __init__(self, encoding, token_bytes, *, ids_of_ranks=None, prefix_space=False):
-        """encoding: tiktoken's; it returns ids, or ranks if ids_of_ranks lists their ids.
+    def __init__(self, pairs, token_bytes, *, ids_of_ranks=None, prefix_space=False):
+        """pairs: BytePairs; its ranks are ids, unless ids_of_ranks lists their ids.
 
         prefix_space: whether a piece that does not begin with a space gets one.
         """
-        self.encoding, self.token_bytes = encoding, Vocabulary(token_bytes)
+        self.pairs, self.token_bytes = pairs, Vocabulary(token_bytes, "\ufffd".encode())
         self.ids_of_ranks, self.prefix_space = ids_of_ranks, prefix_space
 
     def normalise(self, text):
@@ -96,7 +146,7 @@ class ByteLevel:
                 )
         if self.prefix_space and text and not text.startswith(" "):
             text = " " + text
-        ids = self.encoding.encode_ordinary(text)
+        ids = self.pairs.encode(text)
         return ids if self.ids_of_ranks is None else [self.ids_of_ranks[rank] for rank in ids]
 
     def stream(self, hidden):
@@ -167,8 +217,8 @@ def live_merges(path, vocab, pairs, whole, alphabet):
     rest = [token for token in dict.fromkeys(rest) if alphabet.keys() >= set(token)]
     index = {(left, right): n for n, (left, right) in enumerate(pairs)} if rest else {}
     alone = {token: join(token, index.get) for token in rest}
-    early = [token for token, (parts, _) in alone.items() if len(parts) == 1]
-    for token in [token for token in order if any(part in token for part in early)]:
+    early = {token for token, (parts, _) in alone.items() if len(parts) == 1}
+    for token in [token for token in order if holds_one(token, early)]:
         del order[token]
         alone[token] = join(token, index.get)
     order |= {token: n for token, (parts, n) in alone.items() if len(parts) == 1}
@@ -203,12 +253,34 @@ def join(token, order, until=1):
     order(pair): a number, or None for a pair that does not merge. If none merges, more parts stay.
     Returns the parts and the order of the last merge, None without a merge.
     """
-    parts, last = list(token), None
-    while len(parts) > until:
-        numbers = [order(pair) for pair in pairwise(parts)]
-        lowest = min((n for n in numbers if n is not None), default=None)
-        if lowest is None:
-            break
-        first, last = numbers.index(lowest), lowest
-        parts[first : first + 2] = [parts[first] + parts[first + 1]]
-    return parts, last
+    # A heap of the pairs, because a token can have thousands of characters. A part that has been
+    # joined to the one before it is None; a pair whose parts have changed is skipped.
+    end = left = len(token)
+    parts, last = [*token, None], None
+    before, after, heap = list(range(-1, end)), list(range(1, end + 2)), []
+
+    def offer(first):
+        pair = parts[first], parts[after[first]]
+        if None not in pair and (number := order(pair)) is not None:
+            heapq.heappush(heap, (number, first, pair))
+
+    for first in range(end):
+        offer(first)
+    while heap and left > until:
+        number, first, pair = heapq.heappop(heap)
+        second = after[first]
+        if (parts[first], parts[second]) != pair:
+            continue
+        parts[first], parts[second] = pair[0] + pair[1], None
+        after[first], before[after[second]] = after[second], first
+        left, last = left - 1, number
+        offer(first)
+        if first > 0:
+            offer(before[first])
+    return [part for part in parts if part is not None], last
+
+
+def holds_one(token, parts):
+    """Whether one of a set of texts is in the token; fast for many of them."""
+    sizes = {len(part) for part in parts}
+    return any(token[at : at + n] in parts for n in sizes for at in range(len(token) - n + 1))

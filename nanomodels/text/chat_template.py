@@ -8,7 +8,7 @@ import functools
 import json
 from datetime import datetime
 
-from nanomodels.text.files import one_line, read_text
+from nanomodels.text.files import one_line, read_text, refusal
 
 # nanochat has no template. Its code writes this format: nanochat/tokenizer.py, commit 306bc38.
 NANOCHAT_TEMPLATE = """
@@ -34,7 +34,9 @@ TEMPLATE_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )
@@ -51,9 +53,20 @@ def read_templates(folder, config):
     if files:
         return {name: read_text(path) for name, path in files.items()}
     found = config.get("chat_template") or {}
-    if isinstance(found, list):
-        return {entry["name"]: entry["template"] for entry in found}
-    return {"default": found} if isinstance(found, str) else found
+    try:
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}
+        named = dict({"default": found} if isinstance(found, str) else found)
+        if {*map(type, [*named, *named.values()])} <= {str}:
+            return named
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise refusal(
+        folder / "tokenizer_config.json",
+        "chat_template",
+        config["chat_template"],
+        'a text, {"name": "text"}, or [{"name": ..., "template": ...}]',
+    )
 
 
 def render(templates, messages, tools, documents, **variables):
@@ -75,7 +88,10 @@ def render(templates, messages, tools, documents, **variables):
     import jinja2  # here, so that a program without a chat starts faster
 
     try:
-        return compile_template(templates[name]).render(
+        size = len(json.dumps([plain(messages), plain(tools), plain(documents)]))
+        template = compile_template(templates[name])
+        template.environment.start(size)
+        return template.render(
             messages=[alias_reasoning(message) for message in plain(messages)],
             tools=plain(tools),
             documents=plain(documents),
@@ -115,7 +131,8 @@ def compile_template(template):
     """Compile a template in the environment of transformers 5.23.0 chat_template_utils.py:567."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from nanomodels.text.sandbox import Sandbox
 
     class Generation(Extension):
         """{% generation %}...{% endgeneration %} marks an assistant's message for training. Here it
@@ -144,10 +161,11 @@ def compile_template(template):
             sort_keys=sort_keys,
         )
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.start(0)
+    environment.filters["tojson"] = environment.limit("tojson", tojson)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment.from_string(template)

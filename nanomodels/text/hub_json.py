@@ -5,9 +5,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from tiktoken import Encoding
-
-from nanomodels.text.bpe import ALPHABET, GPT2_SPLIT, SHARED_SYNTAX, ByteLevel, live_merges, spell
+from nanomodels.text.bpe import (
+    ALPHABET,
+    GPT2_SPLIT,
+    SHARED_SYNTAX,
+    ByteLevel,
+    BytePairs,
+    live_merges,
+    spell,
+)
 from nanomodels.text.chat_template import read_templates
 from nanomodels.text.files import one_line, read_json, refusal
 from nanomodels.text.tokenizer_config import add_named, read_config, read_names
@@ -70,7 +76,7 @@ def read(folder):
         added=added,
         names=names,
         templates=read_templates(folder, config),
-        prefix=read_prefix(path, data.get("post_processor")),
+        prefix=read_prefix(path, data.get("post_processor"), set(ids)),
     )
 
 
@@ -91,8 +97,8 @@ def split_pairs(path, merges):
     return pairs
 
 
-def read_prefix(path, post_processor):
-    """Return the ids that the post-processor puts before a text."""
+def read_prefix(path, post_processor, known):
+    """Return the ids that the post-processor puts before a text, all from the set `known`."""
     processor = post_processor or {}
     steps = processor.get("processors", [processor])
     prefix = []
@@ -103,7 +109,10 @@ def read_prefix(path, post_processor):
             if where != len(single) - 1:
                 raise refusal(path, "post_processor.single", single, "tokens before the text only")
             for part in single[:where]:
-                prefix += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+                ids = step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+                if {int} != set(map(type, ids)) or not set(ids) <= known:
+                    raise refusal(path, "post_processor: ids", ids, "ids of its vocabulary")
+                prefix += ids
         elif step.get("type") not in (None, "ByteLevel"):
             raise refusal(path, "post_processor", step["type"], "TemplateProcessing, ByteLevel")
     return prefix
@@ -132,12 +141,8 @@ def byte_level(hub):
         if token["id"] not in produced:
             token_bytes[token["id"]] = token["content"].encode()
     try:
-        encoding = Encoding(
-            str(path),
-            pat_str=pattern,
-            mergeable_ranks={token_bytes[i]: n for i, n in zip(ids_of_ranks, ranks, strict=True)},
-            special_tokens={},
-        )
+        numbered = {token_bytes[i]: n for i, n in zip(ids_of_ranks, ranks, strict=True)}
+        encoding = BytePairs(path, pattern, numbered)
     except ValueError as error:
         raise ValueError(f"{path}: pre_tokenizer: {one_line(error)}") from None
     return ByteLevel(

@@ -3,14 +3,41 @@
 `read` reads it. `hub_files` turns it into the files of a Hub folder.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 
-from tiktoken import Encoding
-
-from nanomodels.text.bpe import ALPHABET, SHARED_SYNTAX, ByteLevel, join
+from nanomodels.text.bpe import ALPHABET, SHARED_SYNTAX, ByteLevel, BytePairs, join
 from nanomodels.text.chat_template import NANOCHAT_TEMPLATE, read_templates
 from nanomodels.text.files import one_line, refusal
+
+# A pickle of 300,000 tokens has 5 MB.
+LARGEST = 8_000_000
+# What pickles of tiktoken's state need: dicts, strings, bytes, small numbers, references, one
+# object. With tuples, a few bytes could make a key whose hash takes for ever, or a crash.
+OPCODES = frozenset(
+    "PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL EMPTY_TUPLE NEWOBJ BUILD MEMOIZE "  # noqa: SIM905
+    "EMPTY_DICT SETITEM SETITEMS SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES "
+    "BININT BININT1 BININT2 BINGET LONG_BINGET BINPUT LONG_BINPUT".split()
+)
+
+
+def check_opcodes(content):
+    """Raise an UNPICKLING_ERROR for a pickle that is too large or holds other opcodes."""
+    if len(content) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    words = []  # the last two
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "SHORT_BINUNICODE":
+            words = [*words[-1:], argument]
+        if opcode.name == "STACK_GLOBAL" and words != ["tiktoken.core", "Encoding"]:
+            raise pickle.UnpicklingError(f"it refers to {'.'.join(words)}")
+        if opcode.name not in OPCODES:
+            raise ValueError(f"it holds the opcode {opcode.name}")
+        # The place in the memo: Python takes memory for all places before it.
+        if opcode.name.endswith("BINPUT") and argument > len(content):
+            raise ValueError(f"it stores a value at {argument}")
 
 
 class PickledEncoding:
@@ -70,13 +97,15 @@ def find_pickle(folder):
 
 
 def unpickle(path):
-    """Read tokenizer.pkl: its regex, {bytes: rank}, {name of a special token: id}, the encoding.
+    """Read tokenizer.pkl: its regex, {bytes: rank}, {name of a special token: id}, BytePairs.
 
     A pickle can run any code. This one may hold one tiktoken.core.Encoding and nothing else.
     """
     try:
         with path.open("rb") as file:
-            state = EncodingUnpickler(file).load().state
+            content = file.read(LARGEST + 1)
+        check_opcodes(content)
+        state = EncodingUnpickler(io.BytesIO(content)).load().state
         pattern, ranks, special = (
             state[key] for key in ("pat_str", "mergeable_ranks", "special_tokens")
         )
@@ -89,22 +118,22 @@ def unpickle(path):
             and min(ids) >= 0
         ):
             raise ValueError("its pattern, ranks or special tokens are not tiktoken's")
-        encoding = Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        pairs = BytePairs(path.name, pattern, ranks)
     except UNPICKLING_ERRORS as error:
         raise ValueError(
             f"{path}: not a plain pickle of one tiktoken.core.Encoding ({one_line(error)}); "
             "nothing in it was run"
         ) from None
-    return pattern, ranks, special, encoding
+    return pattern, ranks, special, pairs
 
 
 def read(folder):
     """Read the tokenizer.pkl of a training folder; return what Tokenizer takes."""
-    _, ranks, special, encoding = unpickle(find_pickle(folder))
+    _, ranks, special, pairs = unpickle(find_pickle(folder))
     token_bytes = {rank: token for token, rank in ranks.items()}
     token_bytes |= {rank: name.encode() for name, rank in special.items()}
     added = [{"id": rank, "content": name, "special": True} for name, rank in special.items()]
-    codec = ByteLevel(encoding, token_bytes)
+    codec = ByteLevel(pairs, token_bytes)
     return codec, added, nanochat_names(special), templates_of(folder)
 
 

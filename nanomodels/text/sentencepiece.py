@@ -22,9 +22,7 @@ import struct
 from functools import partial, reduce
 from itertools import chain, pairwise
 
-from tiktoken import Encoding
-
-from nanomodels.text.bpe import WHITESPACE, Vocabulary, live_merges
+from nanomodels.text.bpe import WHITESPACE, BytePairs, Vocabulary, live_merges
 from nanomodels.text.chat_template import read_templates
 from nanomodels.text.files import one_line, refusal
 from nanomodels.text.tokenizer_config import add_named, read_config, read_names
@@ -38,7 +36,7 @@ class SentencePiece:
 
     def __init__(
         self,
-        encoding,
+        pairs,
         ids_of_ranks,
         texts,
         byte_of,
@@ -48,14 +46,16 @@ class SentencePiece:
         symbols_everywhere,
         new_stream,
     ):
-        """ids_of_ranks: a tuple of ids for each rank; texts {id: piece}; byte_of {id: byte};
-        normalise: a function of the text; prepend: the prepend_scheme of a Metaspace, or None;
-        new_stream: a stream class, to be called with texts, byte_of and the hidden ids.
+        """pairs: BytePairs; ids_of_ranks: a tuple of ids for each rank; texts {id: piece};
+        byte_of {id: byte}; normalise: a function of the text; prepend: the prepend_scheme of a
+        Metaspace, or None; new_stream: a stream class, to be called with texts, byte_of and the
+        hidden ids.
         """
-        self.encoding, self.ids_of_ranks = encoding, ids_of_ranks
-        self.texts, self.byte_of = Vocabulary(texts), byte_of
+        self.pairs, self.ids_of_ranks = pairs, ids_of_ranks
+        self.texts, self.byte_of = Vocabulary(texts, "\ufffd"), byte_of
         token_bytes = {i: text.replace(BAR, " ").encode() for i, text in texts.items()}
-        self.token_bytes = Vocabulary(token_bytes | {i: bytes([b]) for i, b in byte_of.items()})
+        token_bytes |= {i: bytes([b]) for i, b in byte_of.items()}
+        self.token_bytes = Vocabulary(token_bytes, "\ufffd".encode())
         self.normalise, self.prepend = normalise, prepend
         self.symbols_everywhere, self.new_stream = symbols_everywhere, new_stream
 
@@ -66,7 +66,7 @@ class SentencePiece:
             bar = BAR if wanted and text[0] not in (" ", BAR) else ""
             text = bar + text.replace(" ", BAR)
         ids_of_ranks = self.ids_of_ranks
-        return [i for rank in self.encoding.encode_ordinary(text) for i in ids_of_ranks[rank]]
+        return [i for rank in self.pairs.encode(text) for i in ids_of_ranks[rank]]
 
     def stream(self, hidden):
         return self.new_stream(self.texts, self.byte_of, hidden)
@@ -147,7 +147,7 @@ def read_bytes(path, vocab):
 
 
 def build(path, characters, pieces, byte_of, *, split=False):
-    """Return tiktoken's Encoding and, for each of its ranks, the tuple of ids.
+    """Return the BytePairs and, for each of its ranks, the tuple of ids.
 
     characters {character: id, or None if it is no piece by itself}; pieces {piece: id} of several
     characters, in the order of their merges; split: whether each ▁ begins a word.
@@ -173,8 +173,7 @@ def build(path, characters, pieces, byte_of, *, split=False):
         words = f"{BAR}+[^{BAR}]*|[^{BAR}]+"
     else:
         words = r"[\s\S]+"
-    encoding = Encoding(str(path), pat_str=words, mergeable_ranks=ranks, special_tokens={})
-    return encoding, ids_of_ranks
+    return BytePairs(path, words, ranks), ids_of_ranks
 
 
 # --- the Hub's tokenizer.json ---
@@ -216,17 +215,17 @@ def from_hub(hub):
 
 def read_normalizer(path, normalizer):
     """Return the normalizer as a function of the text."""
-    steps = []
+    steps = []  # functions of the text, and of how long it may become
     for step in [] if normalizer is None else normalizer.get("normalizers", [normalizer]):
         match step:
             case {"type": "Prepend", "prepend": str(prefix)}:
-                steps.append(lambda text, prefix=prefix: prefix + text if text else text)
+                steps.append(partial(prepended, prefix))
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
-                steps.append(lambda text, old=old, new=new: text.replace(old, new))
+                steps.append(partial(replaced, re.compile(re.escape(old)), new))
             case {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": str(new)}:
-                steps.append(lambda text, new=new: re.sub(" {2,}", lambda _: new, text))
+                steps.append(partial(replaced, re.compile(" {2,}"), new))
             case {"type": "Strip", "strip_left": False, "strip_right": True}:
-                steps.append(lambda text: text.rstrip(WHITESPACE))
+                steps.append(lambda text, longest: text.rstrip(WHITESPACE))
             case _:
                 raise refusal(
                     path,
@@ -235,7 +234,23 @@ def read_normalizer(path, normalizer):
                     "Prepend, Replace of a String or of the Regex ' {2,}', Strip on the right, "
                     "or a Sequence of them",
                 )
-    return lambda text: reduce(lambda text, step: step(text), steps, text)
+
+    def normalise(text):
+        longest = 1000 + 64 * len(text)  # steps that follow each other can multiply a text
+        return reduce(lambda text, step: step(text, longest), steps, text)
+
+    return normalise
+
+
+def prepended(prefix, text, longest):
+    return prefix + text if text else text
+
+
+def replaced(old, new, text, longest):
+    """Return the text with `new` for each match of the regex `old`. ValueError: too long."""
+    if len(new) > 1 and len(text) + len(old.findall(text)) * len(new) > longest:
+        raise ValueError(f"the normalizer makes more than {longest:,} characters of this text")
+    return old.sub(lambda _: new, text)
 
 
 def read_metaspace(path, pre_tokenizer):
@@ -299,6 +314,8 @@ def read_model(folder, path):
         for number, value in fields(path.read_bytes()):
             if number in parts:
                 parts[number].append(dict(fields(value)))
+                if len(parts[number]) > 1_000_000:
+                    raise ValueError("it has more than 1,000,000 pieces")
         listed = [
             (entry[1].decode(), *struct.unpack("<f", entry.get(2, bytes(4))), entry.get(3, NORMAL))
             for entry in parts[1]
@@ -347,16 +364,16 @@ def read_model(folder, path):
     characters = dict.fromkeys("".join(kinds[NORMAL]))
     characters |= {piece: i for piece, i in kinds[NORMAL].items() if not piece[1:]}
     pieces = {piece: vocab[piece] for _, piece in made}
-    encoding, ids_of_ranks = build(path, characters, pieces, byte_of)
+    pairs, ids_of_ranks = build(path, characters, pieces, byte_of)
     # tiktoken takes a whole word that is a piece without merging, so pieces that no merges make
     # must go. To find them, each piece is merged with a NUL after it, which merges with nothing.
     reached = {
         piece: i
         for piece, i in pieces.items()
-        if ids_of_ranks[encoding.encode_ordinary(piece + "\0")[0]] == (i,)
+        if ids_of_ranks[pairs.encode(piece + "\0")[0]] == (i,)
     }
     if len(reached) < len(pieces):
-        encoding, ids_of_ranks = build(path, characters, reached, byte_of)
+        pairs, ids_of_ranks = build(path, characters, reached, byte_of)
 
     config = read_config(folder)
     added = [{"id": i, "content": piece, "special": True} for piece, i in kinds[CONTROL].items()]
@@ -368,7 +385,7 @@ def read_model(folder, path):
     add_named(folder, path, vocab, added, names)
     tidy, bar = bool(normalizer.get(4, 1)), BAR if normalizer.get(3, 1) else ""
     codec = SentencePiece(
-        encoding,
+        pairs,
         ids_of_ranks,
         {i: piece for piece, i in vocab.items()} | dict.fromkeys(kinds[UNKNOWN].values(), unknown),
         byte_of,

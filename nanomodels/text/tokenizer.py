@@ -15,7 +15,7 @@ Each folder can also have a chat template, which chat_template.py renders.
 import re
 from pathlib import Path
 
-from nanomodels.text import chat_template, hub_json, nanochat_pickle, sentencepiece
+from nanomodels.text import chat_template, hub_json, nanochat_pickle, plain_chat, sentencepiece
 from nanomodels.text.bpe import WHITESPACE
 from nanomodels.text.files import one_line
 
@@ -61,17 +61,26 @@ class Tokenizer:
         Raises FileNotFoundError if there is no tokenizer. Raises ValueError with file, key and
         found value if a file is damaged or needs something that is not supported here.
         """
-        folder = Path(folder)
+        try:
+            return Tokenizer._read(Path(folder))
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            UnicodeEncodeError,
+        ) as error:
+            raise ValueError(
+                f"{folder}: tokenizer.json (or .model) or tokenizer_config.json is not laid out as "
+                f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
+            ) from None
+
+    @staticmethod
+    def _read(folder):
         if (folder / "tokenizer.json").is_file():
-            try:
-                hub = hub_json.read(folder)
-                read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
-                return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
-            except (AttributeError, LookupError, TypeError, UnicodeEncodeError) as error:
-                raise ValueError(
-                    f"{folder}: tokenizer.json or tokenizer_config.json is not laid out as "
-                    f"tokenizers writes it ({type(error).__name__}: {one_line(error)})"
-                ) from None
+            hub = hub_json.read(folder)
+            read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
+            return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
         pickles = nanochat_pickle.pickle_paths(folder)
         if any(path.is_file() for path in pickles):
             return Tokenizer(*nanochat_pickle.read(folder))
@@ -89,13 +98,14 @@ class Tokenizer:
             "(nanochat) nor a SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
 
-    def encode(self, text, *, add_bos=None, special=False):
+    def encode(self, text, *, add_bos=None, special=False, reveal=str):
         """Return the ids of a text.
 
         add_bos: None puts before the text what the model saw there in training: <|bos|> for
         nanochat, otherwise what the post-processor in tokenizer.json says. True adds BOS in any
         case, False adds nothing. special: whether the names of special and other added tokens in
-        the text become those tokens; otherwise they are plain text.
+        the text become those tokens; otherwise they are plain text. reveal: what takes the twins
+        out of a text that plain_chat.py has rendered.
         Raises ValueError for half of a surrogate pair and for too long a run of white space.
         """
         try:
@@ -110,18 +120,21 @@ class Tokenizer:
             if self.bos_id is None:
                 raise ValueError("add_bos=True, but this tokenizer names no BOS token")
             ids = [self.bos_id]
-        for n, piece in enumerate(self._split(text, special)):
+        for n, piece in enumerate(self._split(text, special, reveal)):
             ids += self.codec.encode(piece, n == 0) if isinstance(piece, str) else [piece]
         return ids
 
-    def _split(self, text, special):
+    def _split(self, text, special, reveal):
         """Yield normalised text and the ids of added tokens, as tokenizers' added_vocabulary.rs."""
         in_text, in_normalised = self._searches
         for piece in split_at(in_text, text) if special else [text]:
             if not isinstance(piece, str):
                 yield piece
-            elif special or self.codec.symbols_everywhere:
-                yield from split_at(in_normalised, self.codec.normalise(piece))
+            elif self.codec.symbols_everywhere:  # they are in every text, so twins hide nothing
+                yield from split_at(in_normalised, self.codec.normalise(reveal(piece)))
+            elif special:
+                for part in split_at(in_normalised, self.codec.normalise(piece)):
+                    yield reveal(part) if isinstance(part, str) else part
             else:
                 yield self.codec.normalise(piece)
 
@@ -159,13 +172,35 @@ class Tokenizer:
             self._templates, messages, tools, documents, **self._names | variables
         )
 
-    def encode_chat(self, messages, **settings):
+    def encode_chat(self, messages, *, trust_text=False, **settings):
         """Return the ids of `render_chat(messages, **settings)`.
 
-        The template writes the BOS, so none is added here. Names of added tokens inside the
-        messages become those tokens, as in transformers.
+        The template writes the BOS, so none is added here. Names of control tokens inside the
+        messages, tools and documents stay text; plain_chat.py says how. With trust_text=True they
+        become those tokens, as in transformers: then whoever writes the text can end a turn.
         """
-        return self.encode(self.render_chat(messages, **settings), add_bos=False, special=True)
+        text, reveal = self.render_chat(messages, **settings), str
+        if not trust_text:
+            tools, documents = (settings.pop(key, None) for key in ("tools", "documents"))
+
+            def write(messages, tools, documents):
+                chat = {"tools": tools, "documents": documents} | settings
+                return self.render_chat(messages, **chat)
+
+            parts = messages, tools, documents
+            text, reveal = plain_chat.render(self.chat_template, write, *parts, self._controls())
+        return self.encode(text, add_bos=False, special=True, reveal=reveal)
+
+    def _controls(self):
+        """The names of added tokens, without words such as "日本" that are not special."""
+        words = {
+            name
+            for name, token in self._added.items()
+            if (not token.get("special") and all(c.isalnum() or c.isspace() for c in name))
+            or name.isspace()
+            or (self.codec.symbols_everywhere and token.get("normalized"))
+        }
+        return self._added.keys() - words
 
 
 def search_for(tokens):
