@@ -339,7 +339,7 @@ LIMITED = """import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 from nanomodels.text import sandbox
 from nanomodels.text.chat_template import render
-sandbox.SECONDS = 1
+sandbox.SECONDS = 0.5
 for template in sys.stdin.read().split("@@"):
     began = time.process_time()
     try:

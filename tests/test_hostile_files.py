@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from effort import THOROUGH
 from reference import random_nanochat
 from safetensors.torch import load_file, save_file
 
@@ -108,7 +109,7 @@ def test_nested_tuples_neither_crash_nor_freeze(folder, layout, content):
         (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "it calls collections OrderedDict"),
         (b"\x80\x02ctorch\nTensor\n)\x81.", "has a NEWOBJ"),
         (b"\x80\x02ctorch\nTensor\n)b.", "it changes an object"),
-        (b"\x80\x02]" + b"N" * LARGEST_PICKLE, "not a whole file"),
+        (b"\x80\x02]" + b"N" * (LARGEST_PICKLE if THOROUGH else 10**6), "not a whole file"),
         (b"\x80\x02R.", "takes more from the stack"),
         (b"\x80\x02t.", "not a whole file"),
         (b"\x80\x02h\x05.", "not a whole file"),
@@ -128,6 +129,7 @@ def test_pickles_of_more_than_tensors_are_refused(folder, content, words):
         assert words in str(raised.value) or "before seeing STOP" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_compressed_file_is_not_unpacked(folder, as_torch_file):
     """A pickle of 0.5 MB could take gigabytes; and a map of compressed tensors holds no numbers."""
     as_torch_file()
@@ -226,7 +228,7 @@ def test_a_stack_of_empty_matrices_is_refused(tmp_path):
         ("convert_hf.py", "tokenizer_config.json"),
     ],
 )
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"] if THOROUGH else ["pipe"])
 def test_what_is_no_plain_file_is_not_read(tmp_path, kind, name, program):
     folder = tmp_path / "hub"
     shutil.copytree(ROOT / "weights" / "nanochat-tiny", folder)
