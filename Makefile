@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
 	@echo "make test       set up .venv if need be, then run the tests"
-	@echo "make test-slow  all cases of each test, and broken code that must fail: an hour"
+	@echo "make test-slow  all cases of each test, and broken code that must fail: half an hour"
 	@echo "make fuzz       damaged files, each of which must end in one clear line: a minute"
 	@echo "make bench      speed beside transformers and the machine's limits: 20 minutes"
 	@echo "make lint       ruff, over everything"

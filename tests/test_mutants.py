@@ -469,8 +469,8 @@ MUTANTS = {
     ),
     "a lone carriage return that ends a prompt": (
         "command.py",
-        "path.read_bytes().decode()",
-        'path.read_text(encoding="utf-8")',
+        "keep_returns=True",
+        "keep_returns=False",
     ),
     "rope: a rotation that is not tried at load": (
         "rope.py",

@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from nanomodels.generation.settings import GenerationSettings
-from nanomodels.text.files import one_line, read_json, say
+from nanomodels.text.files import one_line, read_json, read_text, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,7 +88,8 @@ def read_prompts(args):
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        lines = read_lines(args.prompt_file)
+        text = read_text(args.prompt_file, may_be_pipe=True, keep_returns=True)
+        lines = text.removeprefix("\ufeff").split("\n")  # a lone carriage return ends no line
         prompts = [line.removesuffix("\r") for line in lines if line.strip()]
     elif args.prompt is not None:
         prompts = [args.prompt]
@@ -109,17 +110,6 @@ def read_prompts(args):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("the prompt is not UTF-8 text")
     return prompts
-
-
-def read_lines(path):
-    """The lines of a UTF-8 file, without a byte order mark. A carriage return ends no line."""
-    try:
-        text = path.read_bytes().decode()  # read_text would make it a line feed
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
-    return text.removeprefix("\ufeff").split("\n")
 
 
 def generation_settings(args, config):

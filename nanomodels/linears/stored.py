@@ -6,7 +6,8 @@ import torch
 class StoredWeight:
     """A weight (n, k) as a file stores it. Like a tensor, it has shape, dtype, nbytes and to().
 
-    A subclass is made from its parts alone, and dequantises them in `dequantise`.
+    A subclass is made from its parts alone. Its dequantise(device, dtype) yields (slice of rows,
+    their values); `to` rounds values of a wider dtype to `dtype`.
     """
 
     dtype = torch.bfloat16  # what it counts as beside plain tensors
@@ -28,7 +29,3 @@ class StoredWeight:
         for rows, values in self.dequantise(device, dtype):
             w[rows] = values
         return w
-
-    def dequantise(self, device, dtype):
-        """Yield (slice of rows, their values); `to` rounds values of a wider dtype to `dtype`."""
-        raise NotImplementedError

@@ -24,16 +24,20 @@ def check_file(path):
         raise ValueError(f"{path}: has {state.st_size} bytes; at most {LARGEST} are read")
 
 
-def read_text(path, may_be_pipe=False):
-    """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file."""
+def read_text(path, may_be_pipe=False, keep_returns=False):
+    """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file.
+
+    Carriage returns become line feeds unless keep_returns is True.
+    """
     if not may_be_pipe:
         check_file(path)
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({one_line(error)})") from None
+    return text if keep_returns else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path, kind=dict, may_be_pipe=False):
