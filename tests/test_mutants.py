@@ -540,11 +540,11 @@ MUTANTS = {
     "tensors that begin anywhere": ("writing.py", "gaps.append(-offset % alignment)",
                                     "gaps.append(0)"),
     "a router that is rounded": (
-        "convert.py",
+        "checkpoint/convert.py",
         "torch.float32 if place.keeps_float32 else getattr(torch, dtype)",
         "getattr(torch, dtype)",
     ),
-    "transformers' names for the Hub's": ("convert.py", "names.setdefault(ours, hub)",
+    "transformers' names for the Hub's": ("checkpoint/convert.py", "names.setdefault(ours, hub)",
                                           "names[ours] = hub"),
     "a source that may change": ("writing.py", "if state_of(path) != state:", "if False:"),
     "convert: a foreign hidden folder is emptied": (
@@ -572,7 +572,7 @@ MUTANTS = {
         "if False:",
     ),
     "convert: links out of the folder are copied": (
-        "convert.py",
+        "checkpoint/convert.py",
         "if not any(each in file.parents for each in folders):",
         "if False:",
     ),
