@@ -1,6 +1,6 @@
-"""All chosen experts of a layer in one computation, for a GPU.
+"""How the chosen experts of a layer are called.
 
-On a CPU nemotron_h.MoE calls the chosen experts one after another. On a GPU it would have to wait
+On a CPU nemotron_h.MoE calls them one after another (`by_expert`). On a GPU it would have to wait
 in each layer for the numbers of the chosen experts, and a CUDA graph cannot wait. So on a GPU the
 weights of a layer's experts are stacked, and all choices are computed together in one of two ways:
 
@@ -15,13 +15,29 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def by_expert(chosen, count):
+    """Which choices (r, k) fell on which expert: pairs of an expert and indices into the r * k.
+
+    An expert that nobody chose is left out. But a graph of torch.compile or torch.export is the
+    same for all numbers, so there each of the `count` experts has its pair, maybe with no index.
+    """
+    if torch.compiler.is_compiling():
+        return [(i, (chosen.flatten() == i).nonzero()[:, 0]) for i in range(count)]
+    ids, order = chosen.flatten().sort(stable=True)
+    ids, counts = ids.unique_consecutive(return_counts=True)
+    return zip(ids.tolist(), order.split(counts.tolist()), strict=True)
+
+
 def can_stack(experts, x):
     """Whether the experts of a layer are computed together for x (b, t, m).
 
-    Not if they are quantised, and not if they are trained: the stack has no gradients.
+    Not if they are quantised, and not if they are trained: the stack has no gradients. Nor in a
+    graph of torch.compile, which cannot move weights.
     """
     linear = experts[0].up_proj
     if x.device.type == "cpu" or not isinstance(linear, nn.Linear):
+        return False
+    if torch.compiler.is_compiling():
         return False
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in experts.parameters()):
         return False

@@ -114,7 +114,7 @@ def window_mask(call, all_positions, window):
 
     all_positions (b, s) are those in all slots. Returns call.mask if no token is too far back.
     """
-    if all_positions.shape[1] <= window + 1:
+    if not torch.compiler.is_compiling() and all_positions.shape[1] <= window + 1:
         return call.mask
     query, key = call.positions[:, None, :, None], all_positions[:, None, None, :]
     near = (key >= query - window) | (query == PADDING)  # (b, 1, t, s)

@@ -354,15 +354,11 @@ class MoE(nn.Module):
         if experts.can_stack(self.experts, x):  # on a GPU
             y = experts.at_once(self.experts, latent, chosen, weights)  # as latent, float32
         else:
-            y = torch.zeros_like(latent, dtype=weights.dtype)
-            # Sort the r * k choices by expert: each expert is called once, for all its rows.
-            ids, order = chosen.flatten().sort(stable=True)
-            ids, counts = ids.unique_consecutive(return_counts=True)
-            for i, choices in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
-                row = choices // chosen.shape[1]
-                y.index_add_(
-                    0, row, self.experts[i](latent[row]) * weights.flatten()[choices, None]
-                )
+            # Each expert is called once, for all its rows.
+            y = torch.zeros_like(latent, dtype=torch.promote_types(x.dtype, weights.dtype))
+            for i, choices in experts.by_expert(chosen, len(self.experts)):
+                row, weight = choices // chosen.shape[1], weights.flatten()[choices, None]
+                y.index_add_(0, row, self.experts[i](latent[row]) * weight)
         y = self.fc2_latent_proj(y.type_as(latent))
         return y.view_as(x) + self.shared_experts(x)
 
