@@ -37,6 +37,7 @@ _LAZY = {
     "Tokenizer": "nanomodels.text.tokenizer",
     "generate": "nanomodels.generation.decoding",
     "generate_batch": "nanomodels.generation.decoding",
+    "Chat": "nanomodels.generation.conversation",
 }
 __all__ = list(_LAZY)
 

@@ -6,7 +6,7 @@ import secrets
 import sys
 import traceback
 
-from nanomodels.generation.settings import GenerationSettings
+from nanomodels.generation.settings import settings_from
 from nanomodels.text.files import one_line, read_json, read_text, say
 
 
@@ -93,24 +93,11 @@ def read_prompts(args):
 
 def generation_settings(args, config):
     """The GenerationSettings: the options, then generation_config.json (a dict), then defaults."""
-    settings = {
-        "temperature": 0.0,
-        "seed": secrets.randbits(32) if args.seed is None else args.seed,
-        "num_samples": args.num_samples,
-        "draft_lookup": args.draft_lookup,
-        "cuda_graph": args.cuda_graph,
-    }
-    names = ("repetition_penalty", "max_new_tokens")
-    if config.get("do_sample") is True:
-        settings["temperature"] = 1.0
-        names += ("temperature", "top_k", "top_p", "min_p")
-    settings |= {name: config[name] for name in names if config.get(name) is not None}
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    samples = args.num_samples > 1 or args.top_k or args.min_p or args.top_p not in (None, 1)
-    if samples and settings["temperature"] == 0:
-        settings["temperature"] = 1.0  # these options make no sense without sampling
-    return GenerationSettings(**settings | given)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    names = ("num_samples", "draft_lookup", "cuda_graph")
+    return settings_from(config, given | {"seed": seed} | {n: getattr(args, n) for n in names})
 
 
 def read_tools(path):

@@ -20,7 +20,6 @@ from nanomodels.cli.command import (
 )
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import (
-    Completion,
     Meter,
     Screen,
     discard_stdout,
@@ -32,7 +31,8 @@ from nanomodels.cli.terminal import (
     use_utf8,
     write,
 )
-from nanomodels.text.files import read_json
+from nanomodels.generation.settings import generation_config
+from nanomodels.generation.stream import Completion
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -122,7 +122,7 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
-    from nanomodels.generation.conversation import encode
+    from nanomodels.generation.prompts import TextEncoder, question
     from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.sizes import device_of, formats, parameter_count
 
@@ -170,9 +170,10 @@ def run(args):
             raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
         if args.json or args.num_samples != 1:
             raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-        converse(model, tokenizer, chat, settings, args.stop, args.quiet)
+        converse(start_conversation(model, chat, settings, args.stop), args.quiet)
         return
-    prompts = [encode(tokenizer, text, chat) for text in prompts]
+    encoder = chat or TextEncoder(tokenizer)
+    prompts = [encoder.encode([question(text)]) for text in prompts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt.ids) > model.context_length:
             raise ValueError(
@@ -183,19 +184,9 @@ def run(args):
         complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
 
 
-def generation_config(folder):
-    """The checkpoint's generation_config.json, or nanochat's own defaults for its folders."""
-    from nanomodels.nanochat import GENERATION_CONFIG
-
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return read_json(path)
-    return GENERATION_CONFIG if folder.is_dir() and not (folder / "config.json").is_file() else {}
-
-
 def start_chat(args, tokenizer):
-    """The Chat that encodes the prompts; None for raw text."""
-    from nanomodels.generation.conversation import Chat
+    """The ChatEncoder of the prompts; None for raw text."""
+    from nanomodels.generation.prompts import ChatEncoder
 
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
@@ -205,7 +196,7 @@ def start_chat(args, tokenizer):
         return None
     tools = None if args.tools is None else read_tools(args.tools)
     try:
-        return Chat(
+        return ChatEncoder(
             tokenizer,
             system=args.system,
             think=args.think,
@@ -214,6 +205,15 @@ def start_chat(args, tokenizer):
         )
     except ValueError as error:
         raise ValueError(f"{args.model}: {error}") from None
+
+
+def start_conversation(model, encoder, settings, stop):
+    """The Chat on the terminal."""
+    from nanomodels import Chat
+
+    chat = Chat(model, encoder.tokenizer, stop=stop)
+    chat.encoder, chat.settings = encoder, settings
+    return chat
 
 
 def complete(args, model, tokenizer, settings, prompts):

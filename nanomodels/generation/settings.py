@@ -5,6 +5,8 @@ import secrets
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
+from nanomodels.text.files import read_json
+
 # Numbers: lowest, highest, what a special value means.
 RANGES = {
     "temperature": (0, 1e6, "0 is greedy"),
@@ -99,3 +101,27 @@ class GenerationSettings:
             stop_ids=frozenset(model.stop_ids if self.stop_ids is None else self.stop_ids),
             vocab_size=min(known, self.vocab_size or known),
         )
+
+
+def settings_from(config, given):
+    """The GenerationSettings: those given, then generation_config.json (a dict), then defaults."""
+    settings = {"temperature": 0.0}
+    names = ("repetition_penalty", "max_new_tokens")
+    if config.get("do_sample") is True:
+        settings["temperature"] = 1.0
+        names += ("temperature", "top_k", "top_p", "min_p")
+    settings |= {name: config[name] for name in names if config.get(name) is not None}
+    samples = given.get("num_samples", 1) != 1 or given.get("top_p", 1) != 1
+    if samples or given.get("top_k") or given.get("min_p"):
+        settings["temperature"] = settings["temperature"] or 1.0  # they make no sense without
+    return GenerationSettings(**settings | given)
+
+
+def generation_config(folder):
+    """The checkpoint's generation_config.json, or nanochat's own defaults for its folders."""
+    from nanomodels.nanochat import GENERATION_CONFIG
+
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return read_json(path)
+    return GENERATION_CONFIG if folder.is_dir() and not (folder / "config.json").is_file() else {}

@@ -101,3 +101,47 @@ class ReasoningSplitter:
         if self.state == "reasoning":
             self.reasoning, rest = self.reasoning + rest, ""
         return rest
+
+
+class Completion:
+    """One completion that is being generated."""
+
+    def __init__(self, tokenizer, stop, prompt, room):
+        self.room = room  # new tokens until the context is full
+        self.splitter = None if prompt.thinking is None else ReasoningSplitter(prompt.thinking)
+        self.stream = TextStream(tokenizer, stop, self.splitter)
+        self.text = ""  # of the answer
+        self.tokens = []
+        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
+
+    def push(self, token):
+        """Add the next token, None for a stop id; return the text that is now certain."""
+        if self.finish_reason is not None:
+            return ""
+        if token is None:
+            return self.finish("context" if len(self.tokens) == self.room else "stop")
+        self.tokens.append(token)
+        text = self.stream.push(token)
+        self.text += text
+        if self.stream.stopped:
+            self.finish_reason = "stop"
+        return text
+
+    def finish(self, reason):
+        """End here, unless it has already ended; return the rest of the text."""
+        if self.finish_reason is not None:
+            return ""
+        self.finish_reason = reason
+        text = self.stream.finish()
+        self.text += text
+        return text
+
+    @property
+    def reasoning(self):
+        """The model's reasoning before the answer; None if there is none."""
+        return (self.splitter and self.splitter.reasoning.strip()) or None
+
+    @property
+    def answered(self):
+        """Whether the answer has begun."""
+        return self.splitter is None or self.splitter.state != "reasoning"

@@ -12,6 +12,7 @@ named tokens, the chat templates, and the ids before a text. No reader knows ano
 Each folder can also have a chat template, which chat_template.py renders.
 """
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -97,6 +98,13 @@ class Tokenizer:
             f"{folder}: found neither tokenizer.json (Hub) nor {' or '.join(map(str, pickles))} "
             "(nanochat) nor a SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
+
+    def fingerprint(self):
+        """A hash of all tokens, and of how a sample text is encoded."""
+        tokens = [(token, self.token_bytes(token)) for token in sorted(self.codec.token_bytes)]
+        sample = self.encode("The 12 quick brown foxes\n\n  jump: über 日本!", special=True)
+        hashed = hashlib.sha256(repr((tokens, sorted(self._added), sample)).encode())
+        return hashed.hexdigest()
 
     def encode(self, text, *, add_bos=None, special=False, reveal=str):
         """Return the ids of a text.
