@@ -7,6 +7,7 @@ continues the text. A model's reasoning goes to stderr, or with --json into "rea
 """
 
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from nanomodels.cli.command import (
     read_prompts,
     read_tools,
 )
+from nanomodels.cli.history import History, history_path
+from nanomodels.cli.line_input import MessageReader
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import (
     Meter,
@@ -31,6 +34,7 @@ from nanomodels.cli.terminal import (
     use_utf8,
     write,
 )
+from nanomodels.cli.wrap import harmless
 from nanomodels.generation.settings import generation_config
 from nanomodels.generation.stream import Completion
 
@@ -120,11 +124,8 @@ def run(args):
     prompts = read_prompts(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
-    from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint.names import left_out
-    from nanomodels.generation.prompts import TextEncoder, question
+    from nanomodels.generation.prompts import question
     from nanomodels.linears.memory import keep_memory
-    from nanomodels.linears.sizes import device_of, formats, parameter_count
 
     device = args.device
     if device == "auto":
@@ -138,41 +139,24 @@ def run(args):
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
+    if prompts is None and (args.json or args.num_samples != 1):
+        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(args.model))
 
     catch_interrupts()
     if device == "cpu":
         keep_memory()
-    began = time.perf_counter()
-    show = None if args.quiet else show_loading
-    model = load(args.model, device, dtype, show, args.era, args.quantize)
-    if not hasattr(model, "lm_head"):
-        raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
-    tokenizer = Tokenizer.load(args.model)
-    settings = replace(settings, vocab_size=tokenizer.vocab_size)
-    if not args.quiet:
-        report(
-            "load",
-            f"{time.perf_counter() - began:.2f} s",
-            args.model.resolve().name,
-            f"{parameter_count(model) / 1e6:.1f}M parameters",
-            " and ".join(formats(model)),
-            f"{device_of(model)}",
-        )
-        if model.skipped:
-            report("skipped", left_out(model.skipped))
-    chat = start_chat(args, tokenizer)
     if prompts is None:
         from nanomodels.cli.chat import converse
 
-        if not chat:
-            raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
-        if args.json or args.num_samples != 1:
-            raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-        converse(start_conversation(model, chat, settings, args.stop), args.quiet)
+        with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
+            chat = start_chat(args, settings, *load_checkpoint(args, device, dtype))
+            converse(chat, messages, args.quiet)
         return
-    encoder = chat or TextEncoder(tokenizer)
+    model, tokenizer = load_checkpoint(args, device, dtype)
+    settings = replace(settings, vocab_size=tokenizer.vocab_size)
+    encoder = encoder_of(args, tokenizer)
     prompts = [encoder.encode([question(text)]) for text in prompts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt.ids) > model.context_length:
@@ -184,16 +168,42 @@ def run(args):
         complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
 
 
-def start_chat(args, tokenizer):
-    """The ChatEncoder of the prompts; None for raw text."""
-    from nanomodels.generation.prompts import ChatEncoder
+def load_checkpoint(args, device, dtype):
+    """The model and the tokenizer."""
+    from nanomodels import Tokenizer, load
+    from nanomodels.checkpoint.names import left_out
+    from nanomodels.linears.sizes import device_of, formats, parameter_count
+
+    began = time.perf_counter()
+    show = None if args.quiet else show_loading
+    model = load(args.model, device, dtype, show, args.era, args.quantize)
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
+    tokenizer = Tokenizer.load(args.model)
+    if not args.quiet:
+        report(
+            "load",
+            f"{time.perf_counter() - began:.2f} s",
+            args.model.resolve().name,
+            f"{parameter_count(model) / 1e6:.1f}M parameters",
+            " and ".join(formats(model)),
+            f"{device_of(model)}",
+        )
+        if model.skipped:
+            report("skipped", left_out(model.skipped))
+    return model, tokenizer
+
+
+def encoder_of(args, tokenizer):
+    """What makes the prompts: with the chat template, or raw text."""
+    from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
                 name = "no-think" if getattr(args, option) is False else option
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
-        return None
+        return TextEncoder(tokenizer)
     tools = None if args.tools is None else read_tools(args.tools)
     try:
         return ChatEncoder(
@@ -207,12 +217,13 @@ def start_chat(args, tokenizer):
         raise ValueError(f"{args.model}: {error}") from None
 
 
-def start_conversation(model, encoder, settings, stop):
+def start_chat(args, settings, model, tokenizer):
     """The Chat on the terminal."""
     from nanomodels import Chat
 
-    chat = Chat(model, encoder.tokenizer, stop=stop)
-    chat.encoder, chat.settings = encoder, settings
+    chat = Chat(model, tokenizer, stop=args.stop, raw=True)
+    chat.encoder = encoder_of(args, tokenizer)
+    chat.settings = replace(settings, vocab_size=tokenizer.vocab_size)
     return chat
 
 
@@ -249,7 +260,8 @@ def complete(args, model, tokenizer, settings, prompts):
                 "new_tokens": len(completion.tokens),
                 "seed": settings.seed + sample if settings.temperature else None,
             }
-            write(json.dumps(fields, ensure_ascii=False) + "\n")
+            line = json.dumps(fields, ensure_ascii=False) + "\n"
+            write(harmless(line) if sys.stdout.isatty() else line)
         elif not alone:
             Screen(not args.quiet).show(completion, completion.text + "\n")
     report_unanswered(completions)

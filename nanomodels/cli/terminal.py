@@ -4,7 +4,8 @@ import os
 import sys
 import time
 
-from nanomodels.text.files import say, show
+from nanomodels.cli.wrap import Output
+from nanomodels.text.files import printable, say, show
 
 
 def produce(completions, rows, max_new_tokens, meter, show):
@@ -32,26 +33,32 @@ def produce(completions, rows, max_new_tokens, meter, show):
 
 
 class Screen:
-    """Shows one completion as it comes: the answer on stdout, the reasoning on stderr."""
+    """Shows one completion as it comes: the answer on stdout, the reasoning on stderr.
+
+    On a terminal, no control character of the model gets there, and no word is broken at the edge.
+    A pipe or a file gets the text as it is.
+    """
 
     def __init__(self, reasoning):
         self.reasoning = reasoning  # whether to show it
         self.shown = 0  # characters of the reasoning
         self.closed = False
+        self.answer, self.thought = Output(sys.stdout), Output(sys.stderr)
 
     def show(self, completion, text):
         """Write `text`, which is new in the answer, and what is new in the reasoning."""
+        ended = completion.finish_reason is not None
         if self.reasoning and completion.reasoning and not self.closed:
             if self.shown == 0:
-                say("<think>")
+                show(dim("<think>\n"))
             so_far = completion.splitter.reasoning.lstrip()
-            show(so_far[self.shown :])
+            show(dim(self.thought.push(so_far[self.shown :])))
             self.shown = len(so_far)
-            self.closed = completion.answered or completion.finish_reason is not None
+            self.closed = completion.answered or ended
             if self.closed:
-                end = "</think>" if completion.answered else ""
-                show(("" if so_far.endswith("\n") else "\n") + end + "\n")
-        write(text)
+                end = "\n" * (not so_far.endswith("\n")) + "</think>\n" * completion.answered
+                show(dim(self.thought.finish() + end))
+        write(self.answer.push(text) + (self.answer.finish() if ended else ""))
 
 
 class Meter:
@@ -70,7 +77,15 @@ class Meter:
         """Note that a token has come, in each row."""
         self.times.append(time.perf_counter())
 
+    def rate(self, new_tokens):
+        """Tokens in a second, after the first step; None if there was only that one."""
+        steps = len(self.times) - 2
+        if steps < 1:
+            return None
+        return new_tokens * steps / (steps + 1) / (self.times[-1] - self.times[1])
+
     def report(self, new_tokens, settings):
+        """Four lines of figures."""
         from nanomodels.linears.sizes import bytes_per_token, device_of
 
         if len(self.times) < 2:
@@ -88,7 +103,7 @@ class Meter:
             seconds = self.times[-1] - self.times[1]
             size = bytes_per_token(self.model)
             figures += [
-                f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
+                f"{self.rate(new_tokens):.1f} tokens/s",
                 f"{size * (steps - self.accepted) / seconds / 1e9:.2f} GB/s",
             ]
         if settings.temperature:
@@ -102,6 +117,18 @@ class Meter:
 def report(name, *figures):
     """One line of figures on stderr."""
     say(f"{name:8}{', '.join(figures)}")
+
+
+def dim(text):
+    """A text for stderr, in faint letters where that is a terminal with colours."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    colours = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    return f"\033[2m{text}\033[0m" if text and terminal and colours else text
+
+
+def say_dim(line):
+    """A line on stderr that is less important than the text."""
+    show(dim(printable(line)) + "\n")
 
 
 def report_unanswered(completions):
