@@ -4,13 +4,13 @@ from nanomodels.cli.commands import is_command, run_command
 from nanomodels.cli.terminal import (
     Meter,
     Screen,
+    note,
     report_unanswered,
-    say_dim,
     show_prefill,
     write,
 )
 from nanomodels.generation.prompts import TextEncoder
-from nanomodels.text.files import one_line, say
+from nanomodels.text.files import one_line
 
 
 def converse(chat, messages, quiet):
@@ -19,7 +19,7 @@ def converse(chat, messages, quiet):
         chat.progress = show_prefill
     talk = Talk(chat, quiet)
     begin = "What you type is continued." if talk.raw else "Chat."
-    say(f"{begin} /help lists the commands, Ctrl-D leaves.")
+    note(f"{begin} /help lists the commands, Ctrl-D leaves.")
     while True:
         try:
             talk.take(*messages.read())
@@ -27,9 +27,9 @@ def converse(chat, messages, quiet):
             return
         except KeyboardInterrupt:
             talk.before.clear()
-            say("(cleared; Ctrl-D or /exit leaves)")
+            note("(cleared; Ctrl-D or /exit leaves)")
         except UnicodeDecodeError:
-            say("(that was not UTF-8 text)")
+            note("(that was not UTF-8 text)")
 
 
 class Talk:
@@ -53,7 +53,7 @@ class Talk:
         try:
             reply = self.reply_to(text, is_block)
         except (ValueError, OSError) as error:
-            say(f"({one_line(error)})")
+            note(f"({one_line(error)})")
             return
         if reply is not None:
             self.answer(reply)
@@ -77,7 +77,7 @@ class Talk:
         """Write a reply as it comes; Ctrl-C ends it early."""
         if reply.forgotten:
             turns = "turn is" if reply.forgotten == 1 else f"{reply.forgotten} turns are"
-            say(f"(the context is full: the oldest {turns} forgotten)")
+            note(f"(the context is full: the oldest {turns} forgotten)")
         completion, screen, shown = reply.completion, Screen(not self.quiet), 0
         self.meter = Meter(self.chat.model, reply.prompt_tokens - reply.reused_tokens)
         try:
@@ -89,7 +89,7 @@ class Talk:
         except KeyboardInterrupt:
             reply.close()
             if not completion.tokens:
-                say("(stopped; the message is taken back)")
+                note("(stopped; the message is taken back)")
                 return
             screen.show(completion, completion.text[shown:])
         write("\n")
@@ -97,15 +97,15 @@ class Talk:
         self.new_tokens = len(completion.tokens)
         self.report_end(completion)
         if not self.quiet:
-            say_dim(self.figures(reply))
+            note(self.figures(reply))
 
     def report_end(self, completion):
         """Say why an answer is not whole."""
         report_unanswered([completion])
         if completion.finish_reason == "context":
-            say("(the context is full: the answer is cut off)")
+            note("(the context is full: the answer is cut off)")
         elif completion.finish_reason == "length" and completion.answered and not self.raw:
-            say(f"(cut off after {self.new_tokens} tokens; see --max-new-tokens)")
+            note(f"(cut off after {self.new_tokens} tokens; see --max-new-tokens)")
 
     def figures(self, reply):
         """One line on an answer: tokens read and generated, their rate, how full the context is."""
@@ -123,4 +123,5 @@ class Talk:
 
     def summary(self):
         """How long the conversation is."""
-        return f"{len(self.chat.turns)} turns, {self.length} tokens of the context"
+        turns = len(self.chat.turns)
+        return f"{turns} turn{'s' * (turns != 1)}, {self.length} tokens of the context"

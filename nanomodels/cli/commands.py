@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanomodels.cli.terminal import report
+from nanomodels.cli.terminal import note, report
 from nanomodels.text.files import read_text, say
 
 KEYS = (
@@ -70,17 +70,17 @@ def show_help(talk, _):
 def reset(talk, _):
     talk.chat.reset()
     talk.before.clear()
-    say("(all turns are forgotten)")
+    note("(all turns are forgotten)")
 
 
 def undo(talk, _):
-    say(f"(taken back: {talk.chat.undo()[0]['content'][:60]})")
+    note(f"(taken back: {talk.chat.undo()[0]['content'][:60]})")
 
 
 def retry(talk, _):
     chat = talk.chat
     if chat.settings.temperature == 0:
-        say("(without sampling the answer is the same; see --temperature)")
+        note("(without sampling the answer is the same; see --temperature)")
     chat.settings = replace(chat.settings, seed=(chat.settings.seed + 1) % 2**64)
     return chat.retry()
 
@@ -91,21 +91,21 @@ def save(talk, argument):
         raise ValueError(f"{path}: exists; give another name")
     talk.chat.save(path)
     talk.files.add(path.resolve())
-    say(f"(saved in {path})")
+    note(f"(saved in {path})")
 
 
 def load(talk, argument):
     path = path_of(argument)
     talk.chat.load(path)
     talk.files.add(path.resolve())
-    say(f"(loaded: {talk.summary()})")
+    note(f"(loaded: {talk.summary()})")
 
 
 def system(talk, argument):
     if argument:
         talk.chat.configure(system=None if argument == '""' else argument)
     text = talk.chat.system
-    say("(no system message)" if text is None else f"(the system message from now on: {text})")
+    note("(no system message)" if text is None else f"(the system message from now on: {text})")
 
 
 def think(talk, argument):
@@ -117,7 +117,7 @@ def think(talk, argument):
     if argument:
         talk.chat.configure(think=states[argument])
     names = {True: "on", False: "off", None: "left to the chat template"}
-    say(f"(the reasoning is {names[talk.chat.encoder.think]})")
+    note(f"(the reasoning is {names[talk.chat.encoder.think]})")
 
 
 def stats(talk, _):
@@ -130,7 +130,7 @@ def read(talk, argument):
     path = path_of(argument)
     text = read_text(path)
     talk.before.append(text)
-    say(f"({path}: {len(text)} characters, which go before your next message)")
+    note(f"({path}: {len(text)} characters, which go before your next message)")
 
 
 def leave(talk, _):

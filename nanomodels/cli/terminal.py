@@ -126,9 +126,10 @@ def dim(text):
     return f"\033[2m{text}\033[0m" if text and terminal and colours else text
 
 
-def say_dim(line):
-    """A line on stderr that is less important than the text."""
-    show(dim(printable(line)) + "\n")
+def note(line):
+    """A line on stderr that is no part of the conversation, not broken within words."""
+    output = Output(sys.stderr)
+    show(dim(output.push(printable(line)) + output.finish()) + "\n")
 
 
 def report_unanswered(completions):
