@@ -37,26 +37,33 @@ def converse(chat, quiet):
         except ValueError as error:
             say(f"({error})")
             continue
-        if reply.forgotten:
-            say(f"(the context is full: the oldest {reply.forgotten} turns are forgotten)")
-        answer(chat, reply, quiet)
+        answer(chat, reply, quiet, Screen(not quiet))
 
 
-def answer(chat, reply, quiet):
-    """Write a reply as it comes; Ctrl-C ends it early."""
-    completion, screen = reply.completion, Screen(not quiet)
-    meter = Meter(chat.model, reply.prompt_tokens - reply.reused_tokens)
+def answer(chat, reply, quiet, screen=None):
+    """Write a reply to the Screen as it comes, if there is one, and then its figures.
+
+    Ctrl-C ends it early. Returns whether it was pressed.
+    """
+    if reply.forgotten:
+        say(f"(the context is full: the oldest turns are forgotten, {reply.forgotten} of them)")
+    completion, interrupted = reply.completion, False
+    meter = Meter(chat.model, reply.prompt_tokens - reply.reused_tokens, reply.reused_tokens)
     try:
         for text in reply.steps():
-            if completion.finish_reason is None:
+            if not reply.ended:
                 meter.step()
-            screen.show(completion, text)
+            if screen is not None:
+                screen.show(completion, text)
     except KeyboardInterrupt:
-        pass
-    write("\n")
+        reply.close()
+        interrupted = True
+    if screen is not None:
+        write("\n")
     report_unanswered([completion])
     if not quiet:
-        meter.drafted, meter.accepted = reply.drafted, reply.accepted
-        meter.report(len(completion.tokens), chat.settings)
+        meter.draft(reply.drafted, reply.accepted)
+        meter.report(len(completion.tokens), reply.settings)
     if completion.finish_reason == "context":
         say("(the context is full: the answer is cut off)")
+    return interrupted

@@ -33,6 +33,7 @@ from nanomodels.cli.terminal import (
 )
 from nanomodels.generation.settings import generation_config
 from nanomodels.generation.stream import Completion
+from nanomodels.text.files import read_text
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -68,6 +69,14 @@ def parse_arguments(argv):
     add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
     add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
+    add(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="text to read first: added to the system message, or the beginning of raw text",
+    )
+    add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
+    add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -122,6 +131,7 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
+    from nanomodels.cli.chat import converse
     from nanomodels.generation.prompts import TextEncoder, question
     from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.sizes import device_of, formats, parameter_count
@@ -136,6 +146,8 @@ def run(args):
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
     if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
+    if (args.save_state or args.load_state) and len(prompts or ()) * args.num_samples > 1:
+        raise ValueError("--save-state and --load-state go with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     # Before loading, so that a bad setting is reported at once.
@@ -162,17 +174,18 @@ def run(args):
         )
         if model.skipped:
             report("skipped", left_out(model.skipped))
-    chat = start_chat(args, tokenizer)
-    if prompts is None:
-        from nanomodels.cli.chat import converse
-
-        if not chat:
+    encoder = start_encoder(args, tokenizer)
+    if prompts is None or args.save_state or args.load_state:
+        chat = start_chat(args, model, encoder, settings)
+        if prompts is not None:
+            answer_once(args, chat, prompts)
+            return
+        if isinstance(chat.encoder, TextEncoder):
             raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
         if args.json or args.num_samples != 1:
             raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-        converse(start_conversation(model, chat, settings, args.stop), args.quiet)
+        converse(chat, args.quiet)
         return
-    encoder = chat or TextEncoder(tokenizer)
     prompts = [encoder.encode([question(text)]) for text in prompts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt.ids) > model.context_length:
@@ -184,36 +197,59 @@ def run(args):
         complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
 
 
-def start_chat(args, tokenizer):
-    """The ChatEncoder of the prompts; None for raw text."""
-    from nanomodels.generation.prompts import ChatEncoder
+def start_encoder(args, tokenizer):
+    """The encoder of the prompts."""
+    from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
+    document = None if args.document is None else read_text(args.document, may_be_pipe=True)
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
                 name = "no-think" if getattr(args, option) is False else option
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
-        return None
+        return TextEncoder(tokenizer, document)
+    texts = [text for text in (args.system, document) if text is not None]
     tools = None if args.tools is None else read_tools(args.tools)
     try:
         return ChatEncoder(
-            tokenizer,
-            system=args.system,
-            think=args.think,
-            tools=tools,
-            trust_text=args.trust_text,
+            tokenizer, "\n\n".join(texts) if texts else None, args.think, tools, args.trust_text
         )
     except ValueError as error:
         raise ValueError(f"{args.model}: {error}") from None
 
 
-def start_conversation(model, encoder, settings, stop):
-    """The Chat on the terminal."""
+def start_chat(args, model, encoder, settings):
+    """The Chat of these options; with --load-state, the one in the file."""
     from nanomodels import Chat
 
-    chat = Chat(model, encoder.tokenizer, stop=stop)
+    chat = Chat(model, encoder.tokenizer, raw=True, stop=args.stop)
     chat.encoder, chat.settings = encoder, settings
+    chat.progress = None if args.quiet else show_prefill
+    if args.load_state is not None:
+        if args.system is not None or args.document is not None:
+            raise ValueError("--load-state has its own --system and --document; leave these out")
+        chat.load(args.load_state)
+        given = {name: getattr(encoder, name, None) for name in ("think", "tools")}
+        given["trust_text"] = args.trust_text or None
+        chat.configure(**{name: value for name, value in given.items() if value is not None})
     return chat
+
+
+def answer_once(args, chat, prompts):
+    """Answer the prompt, if there is one; then write the state, if --save-state is given."""
+    from nanomodels.cli.chat import answer
+
+    for text in prompts:
+        reply = chat.ask(text)
+        interrupted = answer(chat, reply, args.quiet, None if args.json else Screen(not args.quiet))
+        if args.json:
+            write_json(text, 0, reply.completion, reply.prompt_tokens, chat.settings)
+        if interrupted:
+            raise KeyboardInterrupt
+    if args.save_state is not None:
+        chat.save(args.save_state)
+        if not args.quiet:
+            report("saved", f"{chat.prefix.cache.length} tokens", f"{args.save_state}")
 
 
 def complete(args, model, tokenizer, settings, prompts):
@@ -239,17 +275,8 @@ def complete(args, model, tokenizer, settings, prompts):
     for n, completion in enumerate(completions):
         prompt, sample = divmod(n, samples)
         if args.json:
-            fields = {
-                "prompt": prompts[prompt].text,
-                "sample": sample,
-                "reasoning": completion.reasoning,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "prompt_tokens": len(encoded[prompt]),
-                "new_tokens": len(completion.tokens),
-                "seed": settings.seed + sample if settings.temperature else None,
-            }
-            write(json.dumps(fields, ensure_ascii=False) + "\n")
+            length = len(encoded[prompt])
+            write_json(prompts[prompt].text, sample, completion, length, settings)
         elif not alone:
             Screen(not args.quiet).show(completion, completion.text + "\n")
     report_unanswered(completions)
@@ -257,3 +284,18 @@ def complete(args, model, tokenizer, settings, prompts):
         meter.report(sum(len(completion.tokens) for completion in completions), settings)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def write_json(prompt, sample, completion, prompt_tokens, settings):
+    """Write a completion as a line of JSON."""
+    fields = {
+        "prompt": prompt,
+        "sample": sample,
+        "reasoning": completion.reasoning,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": len(completion.tokens),
+        "seed": settings.seed + sample if settings.temperature else None,
+    }
+    write(json.dumps(fields, ensure_ascii=False) + "\n")
