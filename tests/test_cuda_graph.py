@@ -89,6 +89,7 @@ def test_what_was_rolled_back_is_not_seen(model):
     snapshot, savepoint = cache.snapshot(), cache.savepoint()
     model(ids[:, 5:], cache=cache)
     cache.restore(snapshot)
+    cache.mark()
     steps = cuda_graph.GraphDecoder(model, cache)
     for token in (7, 8):
         token = torch.tensor([[token]])
@@ -97,6 +98,11 @@ def test_what_was_rolled_back_is_not_seen(model):
     same_cache(cache, fresh)
     with pytest.raises(ValueError, match="the savepoint is not valid"):
         cache.rollback(savepoint)
+    cache.truncate(5)
+    token = torch.tensor([[7]])
+    expected = model(torch.cat((ids[:, :5].cpu(), token), 1))[:, -1:]
+    found = model(token, cache=cache)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), "the mark is as it was"
 
 
 class Stub:

@@ -6,7 +6,6 @@ from nanomodels.cli.terminal import (
     Screen,
     note,
     report_unanswered,
-    show_prefill,
     write,
 )
 from nanomodels.generation.prompts import TextEncoder
@@ -15,11 +14,11 @@ from nanomodels.text.files import one_line
 
 def converse(chat, messages, quiet):
     """Answer what a MessageReader reads, in a nanomodels.Chat, until the user leaves."""
-    if not quiet:
-        chat.progress = show_prefill
     talk = Talk(chat, quiet)
     begin = "What you type is continued." if talk.raw else "Chat."
     note(f"{begin} /help lists the commands, Ctrl-D leaves.")
+    if chat.turns:  # from --load-state
+        note(f"({talk.summary()})")
     while True:
         try:
             talk.take(*messages.read())
@@ -39,7 +38,7 @@ class Talk:
         self.chat, self.quiet = chat, quiet
         self.before = []  # texts of files, which go before the next message
         self.files = set()  # where this conversation has been saved, or comes from
-        self.meter, self.new_tokens = None, 0  # of the last answer
+        self.meter, self.reply = None, None  # of the last answer
 
     @property
     def raw(self):
@@ -74,45 +73,24 @@ class Talk:
         return self.chat.ask(text)
 
     def answer(self, reply):
-        """Write a reply as it comes; Ctrl-C ends it early."""
-        if reply.forgotten:
-            turns = "turn is" if reply.forgotten == 1 else f"{reply.forgotten} turns are"
-            note(f"(the context is full: the oldest {turns} forgotten)")
-        completion, screen, shown = reply.completion, Screen(not self.quiet), 0
-        self.meter = Meter(self.chat.model, reply.prompt_tokens - reply.reused_tokens)
-        try:
-            for text in reply.steps():
-                if completion.finish_reason is None:
-                    self.meter.step()
-                shown += len(text)
-                screen.show(completion, text)
-        except KeyboardInterrupt:
-            reply.close()
-            if not completion.tokens:
-                note("(stopped; the message is taken back)")
-                return
-            screen.show(completion, completion.text[shown:])
-        write("\n")
-        self.meter.drafted, self.meter.accepted = reply.drafted, reply.accepted
-        self.new_tokens = len(completion.tokens)
-        self.report_end(completion)
+        """Write a reply as it comes, and a line of figures."""
+        meter, _ = write_reply(reply, Screen(not self.quiet))
+        if not reply.new_tokens and reply.finish_reason == "interrupted":
+            note("(stopped; the message is taken back)")
+            return
+        self.meter, self.reply = meter, reply
+        completion = reply.completion
+        if completion.finish_reason == "length" and completion.answered and not self.raw:
+            note(f"(cut off after {reply.new_tokens} tokens; see --max-new-tokens)")
         if not self.quiet:
             note(self.figures(reply))
 
-    def report_end(self, completion):
-        """Say why an answer is not whole."""
-        report_unanswered([completion])
-        if completion.finish_reason == "context":
-            note("(the context is full: the answer is cut off)")
-        elif completion.finish_reason == "length" and completion.answered and not self.raw:
-            note(f"(cut off after {self.new_tokens} tokens; see --max-new-tokens)")
-
     def figures(self, reply):
         """One line on an answer: tokens read and generated, their rate, how full the context is."""
-        figures = [f"{reply.prompt_tokens - reply.reused_tokens} + {self.new_tokens} tokens"]
+        figures = [f"{self.meter.prompt_tokens} + {reply.new_tokens} tokens"]
         if reply.reused_tokens:
             figures[0] += f" ({reply.reused_tokens} reused)"
-        rate = self.meter.rate(self.new_tokens)
+        rate = self.meter.rate(reply.new_tokens)
         if rate is not None:
             figures.append(f"{rate:.{0 if rate >= 10 else 1}f}/s")
         return ", ".join([*figures, f"{self.length} of the context"])
@@ -125,3 +103,35 @@ class Talk:
         """How long the conversation is."""
         turns = len(self.chat.turns)
         return f"{turns} turn{'s' * (turns != 1)}, {self.length} tokens of the context"
+
+
+def write_reply(reply, screen):
+    """Write a reply to a Screen as it comes, if there is one; Ctrl-C ends it early.
+
+    Returns its Meter, and whether Ctrl-C was pressed.
+    """
+    if reply.forgotten:
+        turns = "turn is" if reply.forgotten == 1 else f"{reply.forgotten} turns are"
+        note(f"(the context is full: the oldest {turns} forgotten)")
+    completion, interrupted, shown = reply.completion, False, 0
+    read = reply.prompt_tokens - reply.reused_tokens
+    meter = Meter(reply.chat.model, read, reply.reused_tokens)
+    try:
+        for text in reply.steps():
+            if not reply.ended:
+                meter.step()
+            shown += len(text)
+            if screen is not None:
+                screen.show(completion, text)
+    except KeyboardInterrupt:
+        reply.close()
+        interrupted = True
+        if screen is not None:
+            screen.show(completion, completion.text[shown:])
+    if screen is not None and (completion.tokens or not interrupted):
+        write("\n")
+    meter.draft(reply.drafted, reply.accepted)
+    report_unanswered([completion])
+    if completion.finish_reason == "context":
+        note("(the context is full: the answer is cut off)")
+    return meter, interrupted

@@ -60,6 +60,7 @@ def exit_status(prog, work):
 def read_prompts(args):
     """The prompts: the argument, the lines of the file, or piped input; None: chat on a terminal.
 
+    With --save-state there may be none.
     Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
     """
     if "" in args.stop:
@@ -73,13 +74,15 @@ def read_prompts(args):
     elif args.prompt is not None:
         prompts = [args.prompt]
     elif sys.stdin is not None and sys.stdin.isatty():
-        return None
+        return [] if args.save_state else None
     else:
         try:
             text = sys.stdin.read() if sys.stdin is not None else ""
             prompts = [text.removeprefix("\ufeff").rstrip("\r\n")]
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 text ({error})") from None
+    if args.save_state and prompts == [""] and args.prompt is None:
+        return []  # only what is read is saved
     if not prompts or not all(prompts):
         where = args.prompt_file or (
             "the argument" if args.prompt is not None else "standard input"

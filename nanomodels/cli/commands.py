@@ -112,18 +112,16 @@ def think(talk, argument):
     states = {"on": True, "off": False}
     if argument and argument not in states:
         raise ValueError("/think takes on or off")
-    if talk.raw:
-        raise ValueError("raw text has no reasoning: that needs a chat template")
-    if argument:
-        talk.chat.configure(think=states[argument])
+    if argument or talk.raw:  # raw text has no reasoning, and says so
+        talk.chat.configure(think=states.get(argument))
     names = {True: "on", False: "off", None: "left to the chat template"}
     note(f"(the reasoning is {names[talk.chat.encoder.think]})")
 
 
 def stats(talk, _):
     report("chat", talk.summary())
-    if talk.meter is not None:
-        talk.meter.report(talk.new_tokens, talk.chat.settings)
+    if talk.reply is not None:
+        talk.meter.report(talk.reply.new_tokens, talk.reply.settings)
 
 
 def read(talk, argument):

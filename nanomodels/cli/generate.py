@@ -37,6 +37,7 @@ from nanomodels.cli.terminal import (
 from nanomodels.cli.wrap import harmless
 from nanomodels.generation.settings import generation_config
 from nanomodels.generation.stream import Completion
+from nanomodels.text.files import read_text
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -72,6 +73,14 @@ def parse_arguments(argv):
     add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
     add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
+    add(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="text to read first: added to the system message, or the beginning of raw text",
+    )
+    add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
+    add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -124,6 +133,7 @@ def run(args):
     prompts = read_prompts(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
+    from nanomodels.cli.chat import converse
     from nanomodels.generation.prompts import question
     from nanomodels.linears.memory import keep_memory
 
@@ -137,6 +147,8 @@ def run(args):
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
     if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
+    if (args.save_state or args.load_state) and len(prompts or ()) * args.num_samples > 1:
+        raise ValueError("--save-state and --load-state go with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     if prompts is None and (args.json or args.num_samples != 1):
@@ -148,15 +160,16 @@ def run(args):
     if device == "cpu":
         keep_memory()
     if prompts is None:
-        from nanomodels.cli.chat import converse
-
         with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
             chat = start_chat(args, settings, *load_checkpoint(args, device, dtype))
             converse(chat, messages, args.quiet)
         return
     model, tokenizer = load_checkpoint(args, device, dtype)
+    if args.save_state or args.load_state:
+        answer_once(args, start_chat(args, settings, model, tokenizer), prompts)
+        return
     settings = replace(settings, vocab_size=tokenizer.vocab_size)
-    encoder = encoder_of(args, tokenizer)
+    encoder = start_encoder(args, tokenizer)
     prompts = [encoder.encode([question(text)]) for text in prompts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt.ids) > model.context_length:
@@ -194,37 +207,62 @@ def load_checkpoint(args, device, dtype):
     return model, tokenizer
 
 
-def encoder_of(args, tokenizer):
-    """What makes the prompts: with the chat template, or raw text."""
+def start_encoder(args, tokenizer):
+    """The encoder of the prompts."""
     from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
+    document = None if args.document is None else read_text(args.document, may_be_pipe=True)
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
                 name = "no-think" if getattr(args, option) is False else option
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
-        return TextEncoder(tokenizer)
+        return TextEncoder(tokenizer, document)
+    texts = [text for text in (args.system, document) if text is not None]
     tools = None if args.tools is None else read_tools(args.tools)
     try:
         return ChatEncoder(
-            tokenizer,
-            system=args.system,
-            think=args.think,
-            tools=tools,
-            trust_text=args.trust_text,
+            tokenizer, "\n\n".join(texts) if texts else None, args.think, tools, args.trust_text
         )
     except ValueError as error:
         raise ValueError(f"{args.model}: {error}") from None
 
 
 def start_chat(args, settings, model, tokenizer):
-    """The Chat on the terminal."""
+    """The Chat of these options; with --load-state, the one in the file."""
     from nanomodels import Chat
 
-    chat = Chat(model, tokenizer, stop=args.stop, raw=True)
-    chat.encoder = encoder_of(args, tokenizer)
+    chat, encoder = Chat(model, tokenizer, raw=True, stop=args.stop), start_encoder(args, tokenizer)
+    chat.encoder = encoder
     chat.settings = replace(settings, vocab_size=tokenizer.vocab_size)
+    chat.progress = None if args.quiet else show_prefill
+    if args.load_state is not None:
+        if args.system is not None or args.document is not None:
+            raise ValueError("--load-state has its own --system and --document; leave these out")
+        chat.load(args.load_state)
+        given = {name: getattr(encoder, name, None) for name in ("think", "tools")}
+        given["trust_text"] = args.trust_text or None
+        chat.configure(**{name: value for name, value in given.items() if value is not None})
     return chat
+
+
+def answer_once(args, chat, prompts):
+    """Answer the prompt, if there is one; then write the state, if --save-state is given."""
+    from nanomodels.cli.chat import write_reply
+
+    for text in prompts:
+        reply = chat.ask(text)
+        meter, interrupted = write_reply(reply, None if args.json else Screen(not args.quiet))
+        if not args.quiet:
+            meter.report(reply.new_tokens, reply.settings)
+        if args.json:
+            write_json(text, 0, reply.completion, reply.prompt_tokens, chat.settings)
+        if interrupted:
+            raise KeyboardInterrupt
+    if args.save_state is not None:
+        chat.save(args.save_state)
+        if not args.quiet:
+            report("saved", f"{chat.prefix.cache.length} tokens", f"{args.save_state}")
 
 
 def complete(args, model, tokenizer, settings, prompts):
@@ -250,18 +288,8 @@ def complete(args, model, tokenizer, settings, prompts):
     for n, completion in enumerate(completions):
         prompt, sample = divmod(n, samples)
         if args.json:
-            fields = {
-                "prompt": prompts[prompt].text,
-                "sample": sample,
-                "reasoning": completion.reasoning,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "prompt_tokens": len(encoded[prompt]),
-                "new_tokens": len(completion.tokens),
-                "seed": settings.seed + sample if settings.temperature else None,
-            }
-            line = json.dumps(fields, ensure_ascii=False) + "\n"
-            write(harmless(line) if sys.stdout.isatty() else line)
+            length = len(encoded[prompt])
+            write_json(prompts[prompt].text, sample, completion, length, settings)
         elif not alone:
             Screen(not args.quiet).show(completion, completion.text + "\n")
     report_unanswered(completions)
@@ -269,3 +297,19 @@ def complete(args, model, tokenizer, settings, prompts):
         meter.report(sum(len(completion.tokens) for completion in completions), settings)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def write_json(prompt, sample, completion, prompt_tokens, settings):
+    """Write a completion as a line of JSON."""
+    fields = {
+        "prompt": prompt,
+        "sample": sample,
+        "reasoning": completion.reasoning,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": len(completion.tokens),
+        "seed": settings.seed + sample if settings.temperature else None,
+    }
+    line = json.dumps(fields, ensure_ascii=False) + "\n"
+    write(harmless(line) if sys.stdout.isatty() else line)

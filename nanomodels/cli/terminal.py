@@ -64,8 +64,9 @@ class Screen:
 class Meter:
     """Times a generation and reports the figures on stderr."""
 
-    def __init__(self, model, prompt_tokens):
-        self.model, self.prompt_tokens = model, prompt_tokens
+    def __init__(self, model, prompt_tokens, reused=0):
+        """prompt_tokens are those that are read; reused is how many more a cache has."""
+        self.model, self.prompt_tokens, self.reused = model, prompt_tokens, reused
         self.times = [time.perf_counter()]
         self.drafted = self.accepted = 0
 
@@ -94,6 +95,7 @@ class Meter:
         report(
             "prompt",
             f"{self.prompt_tokens} tokens",
+            *([f"{self.reused} reused"] if self.reused else []),
             f"{self.prompt_tokens / first:.0f} tokens/s",
             f"first token after {first:.3f} s",
         )

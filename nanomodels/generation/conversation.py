@@ -68,7 +68,7 @@ class Chat:
         self.settings = replace(settings, vocab_size=settings.vocab_size or tokenizer.vocab_size)
         if raw:
             if think is not None or tools is not None:
-                raise ValueError("raw text has no think and no tools: they need a chat template")
+                raise ValueError("raw text has no think and no tools, only a chat has")
             self.encoder = TextEncoder(tokenizer, system)
         else:
             self.encoder = ChatEncoder(tokenizer, system, think, tools, trust_text)
@@ -146,17 +146,14 @@ class Chat:
     def configure(self, **options):
         """Change system, think, tools or trust_text, from the next prompt on."""
         self.end()
+        if isinstance(self.encoder, TextEncoder) and {*options} - {"system"}:
+            raise ValueError(f"raw text has no {' and no '.join(options)}, only a chat has")
         self.encoder = replace(self.encoder, **options)
 
     def read(self):
         """Read now what all next prompts begin with; return how many tokens that is."""
         self.end()
-        ids = self.encoder.begin(self.turns)
-        if len(ids) > self.context_length:
-            raise ValueError(
-                f"the conversation has {len(ids)} tokens; the model's context holds "
-                f"{self.context_length}"
-            )
+        ids = self.encoder.begin(self.turns)[: self.context_length]
         self.prefix.read_ahead(ids, [shared(ids, self.encoder.beginning)], self.progress)
         return len(ids)
 
@@ -199,10 +196,14 @@ class Chat:
         return other
 
     def save(self, path):
-        """Write the conversation, and what was read of it, to a file; see states.py."""
+        """Write the conversation to a file, with all that was read of it; see states.py.
+
+        First `read` is called. Raises ValueError if the path is something else than a file, OSError
+        if the file cannot be written.
+        """
         from nanomodels.generation.states import save
 
-        self.end()
+        self.read()
         save(self, path)
 
     def load(self, path):
@@ -241,13 +242,13 @@ class Reply:
             turns[-1],
             turns[-1].messages,
         )
-        self.forgotten, self.limit = forgotten, settings.max_new_tokens
+        self.forgotten, self.settings = forgotten, settings
         self.drafted = self.accepted = 0
         length = self.prompt_tokens = len(prompt.ids)
         room = chat.context_length + 1 - length
         self.completion = Completion(chat.tokenizer, chat.stop, prompt, room)
         self.reused_tokens = chat.prefix.prepare(
-            prompt.ids, min(length + self.limit, chat.context_length)
+            prompt.ids, min(length + settings.max_new_tokens, chat.context_length)
         )
         places = []
         if chat.prefix.cache.has_ssm:
@@ -264,8 +265,8 @@ class Reply:
                 yield self.completion.push(token)
                 if self.completion.finish_reason is not None:
                     break
-            limit = "length" if len(self.completion.tokens) == self.limit else "context"
-            rest = self.completion.finish(limit)
+            full = len(self.completion.tokens) < self.settings.max_new_tokens
+            rest = self.completion.finish("context" if full else "length")
         finally:
             self.settle()
         yield rest
