@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,10 +41,10 @@ def run_command(talk, text):
     Raises ValueError for a wrong command, and what the command raises: ValueError, OSError, or
     EOFError to leave the chat.
     """
-    name, _, argument = text[1:].strip().partition(" ")
+    name = re.match(r"\S*", text[1:])[0]
     if name not in COMMANDS:
         raise ValueError(unknown(name))
-    command, argument = COMMANDS[name], argument.strip()
+    command, argument = COMMANDS[name], text[1 + len(name) :].strip()
     if argument and not command.takes:
         raise ValueError(f"/{name} takes nothing after it")
     if not argument and command.takes and not command.takes.startswith("["):

@@ -61,8 +61,11 @@ class History:
         """Write a new file."""
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            write(partial, os.O_TRUNC, texts)
-            partial.replace(self.path)
+            try:
+                write(partial, os.O_TRUNC, texts)
+                partial.replace(self.path)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def parse(line):
@@ -70,9 +73,11 @@ def parse(line):
     if line[:1] != b'"':  # and so no JSON of any depth
         return None
     try:
-        return json.loads(line)
+        text = json.loads(line)
+        text.encode()  # half of a character cannot be written again
     except ValueError:
         return None
+    return text
 
 
 def write(path, flag, texts):

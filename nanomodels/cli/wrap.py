@@ -118,9 +118,11 @@ class WordWrap:
         if not word:
             return ""
         space, self.space = self.space, ""
-        end = self.column + len(space) + size
-        if end > self.edge and self.column and not begun:
-            self.column = size
-            return "\n" + word
-        self.column = (end - 1) % self.columns() + 1
-        return space + word
+        if self.column + len(space) + size > self.edge and not begun:
+            start, self.column = "\n" if self.column else "", 0
+        else:
+            start, self.column = space, self.column + len(space)
+        self.column += size
+        if self.column > self.columns():  # the terminal has broken a long word
+            self.column = (self.column - 1) % self.columns() + 1
+        return start + word
