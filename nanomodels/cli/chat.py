@@ -3,13 +3,13 @@
 import contextlib
 import sys
 
+from nanomodels.cli.progress import Progress
 from nanomodels.cli.terminal import (
     Completion,
     Meter,
     Screen,
     produce,
     report_unanswered,
-    show_prefill,
     write,
 )
 from nanomodels.generation.conversation import PrefixCache
@@ -27,7 +27,8 @@ def converse(model, tokenizer, chat, settings, stop, quiet):
     if not quiet:
         say("Chat: an empty line, Ctrl-D or Ctrl-C ends it.")
     turns = []
-    prefix = PrefixCache(model, None if quiet else show_prefill)
+    reading = Progress("reading the prompt: ", "tokens", quiet)
+    prefix = PrefixCache(model, reading)
     while True:
         try:
             text = input("> " if sys.stdout.isatty() else "")
@@ -56,7 +57,8 @@ def converse(model, tokenizer, chat, settings, stop, quiet):
         meter = Meter(model, len(ids) - prefix.cache.length)
         message = chat.encode(turns, add_generation_prompt=False).ids
         rows = prefix.answer(ids, message, settings, meter.draft)
-        produce([completion], rows, settings.max_new_tokens, meter, Screen(not quiet).show)
+        with reading:
+            produce([completion], rows, settings.max_new_tokens, meter, Screen(not quiet).show)
         rows.close()  # only then does the cache hold what it should
         write("\n")
         answer = {"content": completion.text, "reasoning_content": completion.reasoning}

@@ -4,20 +4,23 @@ The text goes to stdout as it is generated, and numbers go to stderr. The prompt
 standard input if that is piped, or each line of --prompt-file. Without a prompt, on a terminal, a
 chat begins. A checkpoint with a chat template answers the prompt as a user's message; with --raw it
 continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
+Of several texts each comes after a line such as ==> line 3, sample 2 <== or, with --json, as a line
+of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from nanomodels.cli.batch import json_line, run_batch
 from nanomodels.cli.command import (
     Parser,
     exit_status,
     generation_settings,
-    read_prompts,
     read_tools,
 )
+from nanomodels.cli.progress import Progress
+from nanomodels.cli.rows import read_rows
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import (
     Completion,
@@ -27,8 +30,6 @@ from nanomodels.cli.terminal import (
     produce,
     report,
     report_unanswered,
-    show_loading,
-    show_prefill,
     use_utf8,
     write,
 )
@@ -46,7 +47,6 @@ Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 af
 a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-BATCH = 16  # prompts of a file that run at the same time
 
 
 def parse_arguments(argv):
@@ -67,7 +67,13 @@ def parse_arguments(argv):
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
     add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
-    add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
+    add(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
+        'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
+    )
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -117,12 +123,11 @@ def main(argv=None):
 
 def run(args):
     use_utf8()
-    prompts = read_prompts(args)  # None: chat
+    rows = read_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
-    from nanomodels.generation.conversation import encode
     from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.sizes import device_of, formats, parameter_count
 
@@ -134,7 +139,7 @@ def run(args):
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.draft_lookup < 0:
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
-    if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
+    if args.draft_lookup and rows is not None and len(rows) * args.num_samples != 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
@@ -145,8 +150,8 @@ def run(args):
     if device == "cpu":
         keep_memory()
     began = time.perf_counter()
-    show = None if args.quiet else show_loading
-    model = load(args.model, device, dtype, show, args.era, args.quantize)
+    with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
+        model = load(args.model, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
@@ -163,7 +168,7 @@ def run(args):
         if model.skipped:
             report("skipped", left_out(model.skipped))
     chat = start_chat(args, tokenizer)
-    if prompts is None:
+    if rows is None:
         from nanomodels.cli.chat import converse
 
         if not chat:
@@ -172,15 +177,11 @@ def run(args):
             raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
         converse(model, tokenizer, chat, settings, args.stop, args.quiet)
         return
-    prompts = [encode(tokenizer, text, chat) for text in prompts]
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt.ids) > model.context_length:
-            raise ValueError(
-                f"prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the model's "
-                f"context holds {model.context_length}"
-            )
-    for first in range(0, len(prompts), BATCH):
-        complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
+    prompts = [row.encode(tokenizer, chat) for row in rows]
+    if args.prompt_file is not None or args.num_samples > 1:
+        run_batch(args, model, tokenizer, settings, rows, prompts)
+    else:
+        complete(args, model, tokenizer, settings, rows[0], prompts[0])
 
 
 def generation_config(folder):
@@ -216,44 +217,25 @@ def start_chat(args, tokenizer):
         raise ValueError(f"{args.model}: {error}") from None
 
 
-def complete(args, model, tokenizer, settings, prompts):
-    """Write the texts for some prompts: a single one as it comes, several once all are complete."""
+def complete(args, model, tokenizer, settings, row, prompt):
+    """Write the text for one prompt, as it comes."""
     from nanomodels import generate_batch
 
-    samples = settings.num_samples
-    encoded = [prompt.ids for prompt in prompts]
-    completions = [
-        Completion(tokenizer, args.stop, prompt, model.context_length + 1 - len(prompt.ids))
-        for prompt in prompts
-        for _ in range(samples)
-    ]
-    alone = len(completions) == 1 and not args.json
-    progress = None if args.quiet else show_prefill
-    meter = Meter(model, sum(map(len, encoded)))
-    rows = generate_batch(model, encoded, settings, progress=progress, on_draft=meter.draft)
-    show = Screen(not args.quiet).show if alone else lambda completion, text: None
-    interrupted = produce(completions, rows, settings.max_new_tokens, meter, show)
-    rows.close()
-    if alone:
+    ids = prompt.ids
+    completion = Completion(tokenizer, args.stop, prompt, model.context_length + 1 - len(ids))
+    reading = Progress("reading the prompt: ", "tokens", args.quiet)
+    meter = Meter(model, len(ids))
+    steps = generate_batch(model, [ids], settings, progress=reading, on_draft=meter.draft)
+    show = (lambda completion, text: None) if args.json else Screen(not args.quiet).show
+    with reading:
+        interrupted = produce([completion], steps, settings.max_new_tokens, meter, show)
+    steps.close()
+    if not args.json:
         write("\n")
-    for n, completion in enumerate(completions):
-        prompt, sample = divmod(n, samples)
-        if args.json:
-            fields = {
-                "prompt": prompts[prompt].text,
-                "sample": sample,
-                "reasoning": completion.reasoning,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "prompt_tokens": len(encoded[prompt]),
-                "new_tokens": len(completion.tokens),
-                "seed": settings.seed + sample if settings.temperature else None,
-            }
-            write(json.dumps(fields, ensure_ascii=False) + "\n")
-        elif not alone:
-            Screen(not args.quiet).show(completion, completion.text + "\n")
-    report_unanswered(completions)
+    elif not interrupted:
+        write(json_line(row, ids, 0, completion, settings))
+    report_unanswered([completion])
     if not args.quiet:
-        meter.report(sum(len(completion.tokens) for completion in completions), settings)
+        meter.report(len(completion.tokens), settings)
     if interrupted:
         raise KeyboardInterrupt

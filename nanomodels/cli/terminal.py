@@ -17,7 +17,7 @@ class Completion:
         self.stream = TextStream(tokenizer, stop, self.splitter)
         self.text = ""  # of the answer
         self.tokens = []
-        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
+        self.finish_reason = None  # "stop", "length", "context", "too_long", "interrupted"
 
     def push(self, token):
         """Add the next token, None for a stop id; return the text that is now certain."""
@@ -155,22 +155,6 @@ def report_unanswered(completions):
     if count := sum(not row.answered and row.finish_reason != "interrupted" for row in rows):
         which = "the text" if len(rows) == 1 else f"{count} of {len(rows)} texts"
         say(f"({which} ended before the answer, within the reasoning; see --max-new-tokens)")
-
-
-def show_loading(done, total):
-    if total > 1e9:
-        show_progress(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", done == total)
-
-
-def show_prefill(done, total):
-    if total > 2000:
-        show_progress(f"reading the prompt, {done} of {total} tokens", done == total)
-
-
-def show_progress(line, last):
-    """A line on a terminal that the next one overwrites."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        say(line, end="\r\033[K" if last else "\r")
 
 
 def peak_memory(device):

@@ -50,8 +50,12 @@ class Chat:
             raise ValueError("the chat template has no switch for the reasoning")
 
     def encode(self, turns, **variables):
-        """The Prompt of a chat whose last turn is the user's."""
-        *before, last = self.system + turns
+        """The Prompt of a chat whose last turn is the user's.
+
+        A system message that the turns begin with takes the place of `system`.
+        """
+        system = [] if turns[0]["role"] == "system" else self.system
+        *before, last = system + turns
         messages = [*before, last | {"content": last["content"] + self.switch}]
         ids = self.tokenizer.encode_chat(messages, **self.variables | variables)
         end = self.tokenizer.decode(ids[-32:])  # long enough for <think> in bytes, and space
