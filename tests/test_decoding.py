@@ -381,7 +381,7 @@ def test_a_long_prompt_is_fed_in_pieces_and_says_how_far(model, monkeypatch):
     in_pieces = list(rows)
     hook.remove()
     assert lengths == [7, 7, 7, 7, 2, 1, 1]
-    assert told == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
+    assert told == [(0, 30), (7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
     monkeypatch.undo()
     for i, prompt in enumerate((ids, ids[:3])):
         alone = nanomodels.generate(model, prompt, max_new_tokens=3, stop_ids=[])

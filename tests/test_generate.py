@@ -22,7 +22,7 @@ from small_tokenizers import family_131072
 import nanomodels
 from nanomodels.cache import KV, Cache
 from nanomodels.cli import chat as cli_chat
-from nanomodels.cli import command, generate, start, terminal
+from nanomodels.cli import command, generate, rows, start, terminal
 from nanomodels.generation import conversation
 from nanomodels.generation.settings import GenerationSettings
 
@@ -36,6 +36,7 @@ class Terminal(io.StringIO):
 
     def __init__(self, text="", terminal=False):
         super().__init__(text)
+        self.buffer = io.BytesIO(text.encode())
         self.isatty = lambda: terminal
         self.reconfigure = lambda **_: None
 
@@ -95,7 +96,9 @@ def test_a_prompt_file_is_a_batch_in_order(run, tmp_path):
     assert [answer["prompt"] for answer in answers] == prompts
     assert [answer["text"] for answer in answers] == alone
     assert {answer["finish_reason"] for answer in answers} == {"stop"}
-    assert run("--prompt-file", path, "--quiet")[1] == "".join(f"{text}\n" for text in alone)
+    texts = zip((1, 3, 5), alone, strict=True)
+    headed = "".join(f"==> line {line} <==\n{text}\n" for line, text in texts)
+    assert run("--prompt-file", path, "--quiet")[1] == headed
 
 
 def test_the_reason_for_an_end_is_told(run, tmp_path):
@@ -131,8 +134,9 @@ def test_text_ends_before_a_stop_string(run):
 
 def test_a_system_message_reaches_the_model(run, monkeypatch):
     seen = []
-    original = conversation.encode
-    monkeypatch.setattr(conversation, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = conversation.Chat.encode
+    spy = lambda *a: seen.append(original(*a)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(conversation.Chat, "encode", spy)
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
     assert seen[0].ids == seen[1].ids
@@ -374,7 +378,8 @@ def test_a_prompt_file_is_cut_at_line_feeds_alone_and_has_no_byte_order_mark(tmp
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffone\rmore\r\n\ntwo\u2028\n".encode())
     args = generate.parse_arguments(["--prompt-file", str(path)])
-    assert command.read_prompts(args) == ["one\rmore", "two\u2028"]
+    found = [(row.messages[0]["content"], row.line) for row in rows.read_rows(args)]
+    assert found == [("one\rmore", 1), ("two\u2028", 3)]
 
 
 def test_piped_input_has_no_byte_order_mark(run):
@@ -410,7 +415,7 @@ def test_whatever_is_unforeseen_is_one_line_and_called_our_fault(
 
 
 def test_a_fault_anywhere_in_a_run_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(generate, "read_prompts", lambda args: [][0])
+    monkeypatch.setattr(generate, "read_rows", lambda args: [][0])
     status, out, err = run("Hi")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "fault of nanomodels; please report it: IndexError" in err
@@ -758,7 +763,7 @@ def test_each_text_of_a_batch_has_its_own_reasoning(scripted, tmp_path):
     assert [answer["text"] for answer in answers] == ["1", "2", ""]
     assert "(1 of 3 texts ended before the answer, within the reasoning" in err
     _, out, err, _ = scripted("nano-v2", replies, *args)
-    assert out == "1\n2\n\n"
+    assert out == "==> line 1 <==\n1\n==> line 2 <==\n2\n==> line 3 <==\n\n"
     assert "<think>\nOne.\n</think>\n<think>\nThree.\n" in err
 
 

@@ -9,6 +9,7 @@ There are two layouts: ours, "nanomodels", and the Hub's, "hf".
 import contextlib
 import os
 import shutil
+import time
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -23,7 +24,6 @@ from nanomodels.checkpoint.writing import (
     MARK,
     Mapped,
     Part,
-    Progress,
     Watch,
     existing,
     flush,
@@ -68,11 +68,13 @@ def convert(
     dry_run=False,
     verify=False,
     force=False,
+    progress=lambda done, total: None,
 ):
     """Write the checkpoint in folder `src` as a new folder `dst`, in the layout `to`.
 
     dst None is a folder in `weights`, named after the checkpoint. dtype, the name of one, None for
     each tensor's own. step and era are a nanochat training folder's, as for loading.read.
+    progress(done, total) is called with bytes while the files are written.
     Raises ValueError, FileNotFoundError or another OSError; then nothing has changed.
     """
     check_options(to, quantize, quantize_head)
@@ -98,23 +100,24 @@ def convert(
     if len(files) > 1:
         companions["model.safetensors.index.json"] = json_bytes(index_file(files))
     companions["config.json"] = json_bytes(config_file(source, to, dtype))
-    watch, progress = Watch(source.files), Progress(total)
+    watch, began, done = Watch(source.files), time.monotonic(), 0
     with staging(dst) as folder:
         for name, content in companions.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         try:
             for file in files:
-                write(folder / file.name, file, Mapped(source.files), progress, watch)
+                path, mapped = folder / file.name, Mapped(source.files)
+                write(path, file, mapped, lambda n, before=done: progress(before + n, total), watch)
+                done += file.size
         finally:
-            progress.end()
             watch.check()  # a source that has changed explains any other error
         if verify:
             check_written(folder, source, parts, dtype)
             watch.check()
         flush(folder)
         publish(folder, dst, lambda: check_replaced(dst, force))
-    tell(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
+    tell(f"written   {dst}: {total / 1e9:.2f} GB in {time.monotonic() - began:.1f} s")
 
 
 # --- The target ---

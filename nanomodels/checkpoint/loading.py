@@ -48,9 +48,10 @@ def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=Non
     Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}.
 
     dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
-    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
-    each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None detects
-    it by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
+    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes before
+    the first tensor and after each. era, for a nanochat training folder, is a name in
+    nanochat_2026.ERAS; None detects it by the tensors. quantize, "int4" or "int8", makes the
+    weights of the linears smaller.
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be used.
     """
     if dtype not in (None, *DTYPES):
@@ -383,6 +384,8 @@ def fill(matches, device, dtype, progress):
     """
     wanted = dtype or usual_dtype(matches)
     total, done = sum(match.tensor.nbytes for match in matches), 0
+    if progress is not None:
+        progress(0, total)
     for match in matches:
         tensor, place = match.tensor, match.places[0]
         if place.is_quantized:

@@ -117,12 +117,13 @@ def write_reply(reply, screen):
     read = reply.prompt_tokens - reply.reused_tokens
     meter = Meter(reply.chat.model, read, reply.reused_tokens)
     try:
-        for text in reply.steps():
-            if not reply.ended:
-                meter.step()
-            shown += len(text)
-            if screen is not None:
-                screen.show(completion, text)
+        with reply.chat.progress:
+            for text in reply.steps():
+                if not reply.ended:
+                    meter.step()
+                shown += len(text)
+                if screen is not None:
+                    screen.show(completion, text)
     except KeyboardInterrupt:
         reply.close()
         interrupted = True

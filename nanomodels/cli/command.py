@@ -3,11 +3,10 @@
 import argparse
 import os
 import secrets
-import sys
 import traceback
 
 from nanomodels.generation.settings import settings_from
-from nanomodels.text.files import one_line, read_json, read_text, say
+from nanomodels.text.files import one_line, read_json, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,43 +54,6 @@ def exit_status(prog, work):
         )
         return 1
     return 0
-
-
-def read_prompts(args):
-    """The prompts: the argument, the lines of the file, or piped input; None: chat on a terminal.
-
-    With --save-state there may be none.
-    Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
-    """
-    if "" in args.stop:
-        raise ValueError("--stop is empty; give the text to end before")
-    if args.prompt_file is not None:
-        if args.prompt is not None:
-            raise ValueError("give a prompt or --prompt-file, not both")
-        text = read_text(args.prompt_file, may_be_pipe=True, keep_returns=True)
-        lines = text.removeprefix("\ufeff").split("\n")  # a lone carriage return ends no line
-        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
-    elif args.prompt is not None:
-        prompts = [args.prompt]
-    elif sys.stdin is not None and sys.stdin.isatty():
-        return [] if args.save_state else None
-    else:
-        try:
-            text = sys.stdin.read() if sys.stdin is not None else ""
-            prompts = [text.removeprefix("\ufeff").rstrip("\r\n")]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text ({error})") from None
-    if args.save_state and prompts == [""] and args.prompt is None:
-        return []  # only what is read is saved
-    if not prompts or not all(prompts):
-        where = args.prompt_file or (
-            "the argument" if args.prompt is not None else "standard input"
-        )
-        raise ValueError(f"the prompt is empty ({where}); give some text")
-    for text in (*prompts, *args.stop, args.system or ""):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError("the prompt is not UTF-8 text")
-    return prompts
 
 
 def generation_settings(args, config):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from nanomodels.cli.command import Parser, exit_status
+from nanomodels.cli.progress import Progress
 from nanomodels.cli.start import catch_interrupts
 
 EXAMPLES = """examples:
@@ -60,4 +61,5 @@ def run(args):
 
     catch_interrupts()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
-    convert(**vars(args), weights=WEIGHTS)
+    with Progress("writing: ", "GB") as progress:
+        convert(**vars(args), weights=WEIGHTS, progress=progress)

@@ -4,39 +4,23 @@ The text goes to stdout as it is generated, and numbers go to stderr. The prompt
 standard input if that is piped, or each line of --prompt-file. Without a prompt, on a terminal, a
 chat begins. A checkpoint with a chat template answers the prompt as a user's message; with --raw it
 continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
+Of several texts each comes after a line such as ==> line 3, sample 2 <== or, with --json, as a line
+of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
-import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from nanomodels.cli.command import (
-    Parser,
-    exit_status,
-    generation_settings,
-    read_prompts,
-    read_tools,
-)
+from nanomodels.cli.batch import run_batch, write_json
+from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
 from nanomodels.cli.history import History, history_path
 from nanomodels.cli.line_input import MessageReader
+from nanomodels.cli.progress import Progress
+from nanomodels.cli.rows import read_rows
 from nanomodels.cli.start import catch_interrupts
-from nanomodels.cli.terminal import (
-    Meter,
-    Screen,
-    discard_stdout,
-    produce,
-    report,
-    report_unanswered,
-    show_loading,
-    show_prefill,
-    use_utf8,
-    write,
-)
-from nanomodels.cli.wrap import harmless
+from nanomodels.cli.terminal import Screen, discard_stdout, report, use_utf8
 from nanomodels.generation.settings import generation_config
-from nanomodels.generation.stream import Completion
 from nanomodels.text.files import read_text
 
 EXAMPLES = """examples:
@@ -51,7 +35,6 @@ Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 af
 a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-BATCH = 16  # prompts of a file that run at the same time
 
 
 def parse_arguments(argv):
@@ -72,15 +55,13 @@ def parse_arguments(argv):
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
     add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
-    add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
     add(
-        "--document",
+        "--prompt-file",
         type=Path,
         metavar="FILE",
-        help="text to read first: added to the system message, or the beginning of raw text",
+        help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
+        'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
     )
-    add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
-    add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -130,11 +111,10 @@ def main(argv=None):
 
 def run(args):
     use_utf8()
-    prompts = read_prompts(args)  # None: chat
+    rows = read_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
     from nanomodels.cli.chat import converse
-    from nanomodels.generation.prompts import question
     from nanomodels.linears.memory import keep_memory
 
     device = args.device
@@ -145,13 +125,14 @@ def run(args):
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.draft_lookup < 0:
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
-    if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
+    texts = len(rows or ()) * args.num_samples
+    if args.draft_lookup and texts > 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
-    if (args.save_state or args.load_state) and len(prompts or ()) * args.num_samples > 1:
+    if (args.save_state or args.load_state) and texts > 1:
         raise ValueError("--save-state and --load-state go with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
-    if prompts is None and (args.json or args.num_samples != 1):
+    if rows is None and (args.json or args.num_samples != 1):
         raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(args.model))
@@ -159,26 +140,18 @@ def run(args):
     catch_interrupts()
     if device == "cpu":
         keep_memory()
-    if prompts is None:
+    if rows is None:
         with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
             chat = start_chat(args, settings, *load_checkpoint(args, device, dtype))
             converse(chat, messages, args.quiet)
         return
     model, tokenizer = load_checkpoint(args, device, dtype)
-    if args.save_state or args.load_state:
-        answer_once(args, start_chat(args, settings, model, tokenizer), prompts)
+    if args.prompt_file is None and args.num_samples == 1:
+        answer_once(args, start_chat(args, settings, model, tokenizer), rows)
         return
     settings = replace(settings, vocab_size=tokenizer.vocab_size)
     encoder = start_encoder(args, tokenizer)
-    prompts = [encoder.encode([question(text)]) for text in prompts]
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt.ids) > model.context_length:
-            raise ValueError(
-                f"prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the model's "
-                f"context holds {model.context_length}"
-            )
-    for first in range(0, len(prompts), BATCH):
-        complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
+    run_batch(args, model, tokenizer, settings, rows, [row.encode(encoder) for row in rows])
 
 
 def load_checkpoint(args, device, dtype):
@@ -188,8 +161,8 @@ def load_checkpoint(args, device, dtype):
     from nanomodels.linears.sizes import device_of, formats, parameter_count
 
     began = time.perf_counter()
-    show = None if args.quiet else show_loading
-    model = load(args.model, device, dtype, show, args.era, args.quantize)
+    with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
+        model = load(args.model, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
@@ -235,7 +208,7 @@ def start_chat(args, settings, model, tokenizer):
     chat, encoder = Chat(model, tokenizer, raw=True, stop=args.stop), start_encoder(args, tokenizer)
     chat.encoder = encoder
     chat.settings = replace(settings, vocab_size=tokenizer.vocab_size)
-    chat.progress = None if args.quiet else show_prefill
+    chat.progress = Progress("reading the prompt: ", "tokens", args.quiet)
     if args.load_state is not None:
         if args.system is not None or args.document is not None:
             raise ValueError("--load-state has its own --system and --document; leave these out")
@@ -246,70 +219,21 @@ def start_chat(args, settings, model, tokenizer):
     return chat
 
 
-def answer_once(args, chat, prompts):
+def answer_once(args, chat, rows):
     """Answer the prompt, if there is one; then write the state, if --save-state is given."""
     from nanomodels.cli.chat import write_reply
 
-    for text in prompts:
-        reply = chat.ask(text)
+    for row in rows:
+        reply = chat.ask(row.messages[0]["content"])
         meter, interrupted = write_reply(reply, None if args.json else Screen(not args.quiet))
         if not args.quiet:
             meter.report(reply.new_tokens, reply.settings)
-        if args.json:
-            write_json(text, 0, reply.completion, reply.prompt_tokens, chat.settings)
         if interrupted:
             raise KeyboardInterrupt
+        if args.json:
+            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings)
     if args.save_state is not None:
-        chat.save(args.save_state)
+        with chat.progress:
+            chat.save(args.save_state)
         if not args.quiet:
             report("saved", f"{chat.prefix.cache.length} tokens", f"{args.save_state}")
-
-
-def complete(args, model, tokenizer, settings, prompts):
-    """Write the texts for some prompts: a single one as it comes, several once all are complete."""
-    from nanomodels import generate_batch
-
-    samples = settings.num_samples
-    encoded = [prompt.ids for prompt in prompts]
-    completions = [
-        Completion(tokenizer, args.stop, prompt, model.context_length + 1 - len(prompt.ids))
-        for prompt in prompts
-        for _ in range(samples)
-    ]
-    alone = len(completions) == 1 and not args.json
-    progress = None if args.quiet else show_prefill
-    meter = Meter(model, sum(map(len, encoded)))
-    rows = generate_batch(model, encoded, settings, progress=progress, on_draft=meter.draft)
-    show = Screen(not args.quiet).show if alone else lambda completion, text: None
-    interrupted = produce(completions, rows, settings.max_new_tokens, meter, show)
-    rows.close()
-    if alone:
-        write("\n")
-    for n, completion in enumerate(completions):
-        prompt, sample = divmod(n, samples)
-        if args.json:
-            length = len(encoded[prompt])
-            write_json(prompts[prompt].text, sample, completion, length, settings)
-        elif not alone:
-            Screen(not args.quiet).show(completion, completion.text + "\n")
-    report_unanswered(completions)
-    if not args.quiet:
-        meter.report(sum(len(completion.tokens) for completion in completions), settings)
-    if interrupted:
-        raise KeyboardInterrupt
-
-
-def write_json(prompt, sample, completion, prompt_tokens, settings):
-    """Write a completion as a line of JSON."""
-    fields = {
-        "prompt": prompt,
-        "sample": sample,
-        "reasoning": completion.reasoning,
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": len(completion.tokens),
-        "seed": settings.seed + sample if settings.temperature else None,
-    }
-    line = json.dumps(fields, ensure_ascii=False) + "\n"
-    write(harmless(line) if sys.stdout.isatty() else line)

@@ -142,22 +142,6 @@ def report_unanswered(completions):
         say(f"({which} ended before the answer, within the reasoning; see --max-new-tokens)")
 
 
-def show_loading(done, total):
-    if total > 1e9:
-        show_progress(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", done == total)
-
-
-def show_prefill(done, total):
-    if total > 2000:
-        show_progress(f"reading the prompt, {done} of {total} tokens", done == total)
-
-
-def show_progress(line, last):
-    """A line on a terminal that the next one overwrites."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        say(line, end="\r\033[K" if last else "\r")
-
-
 def peak_memory(device):
     """Bytes: on a GPU of the device, else of this process."""
     if device.type == "cuda":

@@ -63,8 +63,9 @@ def generate_batch(
 
     Sample j uses seed + j, independent of the other rows, so a row is what `generate` gives for its
     prompt alone with that seed (except for the rope types dynamic and longrope, see rope.rotation).
-    progress(done, total) is called after each piece of the prefill with tokens of the longest
-    prompt. The rest is as in `generate`; a cache and draft_lookup need one prompt and one sample.
+    progress(done, total) is called before the prefill and after each piece of it, with tokens of
+    the longest prompt. The rest is as in `generate`; a cache and draft_lookup need one prompt and
+    one sample.
     """
     settings = replace(settings or GenerationSettings(), **changes).for_model(model)
     prompts = [list_of_ids("a prompt", ids) for ids in prompts]
@@ -147,6 +148,8 @@ def prefill(model, prompts, cache, progress=None):
     ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
     is_token = torch.arange(longest) >= padding  # (b, t)
     mask = None if is_token.all() else is_token.to(device)
+    if progress is not None:
+        progress(cache.length, longest)
     for start in range(cache.length, longest, PIECE):
         piece = slice(start, start + PIECE)
         logits = model(

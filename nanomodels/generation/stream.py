@@ -112,7 +112,7 @@ class Completion:
         self.stream = TextStream(tokenizer, stop, self.splitter)
         self.text = ""  # of the answer
         self.tokens = []
-        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
+        self.finish_reason = None  # "stop", "length", "context", "too_long" or "interrupted"
 
     def push(self, token):
         """Add the next token, None for a stop id; return the text that is now certain."""
