@@ -62,6 +62,14 @@ def parse_arguments(argv):
         help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
         'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
     )
+    add(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="text to read first: added to the system message, or the beginning of raw text",
+    )
+    add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
+    add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
