@@ -19,6 +19,8 @@ from nanomodels.text import chat_template, hub_json, nanochat_pickle, plain_chat
 from nanomodels.text.bpe import WHITESPACE
 from nanomodels.text.files import one_line
 
+LONGEST_NAMES = 300_000  # characters of all added tokens; the search costs 3 µs for each
+
 
 class Tokenizer:
     """The tokenizer of one checkpoint, made by `Tokenizer.load(folder)`.
@@ -62,7 +64,14 @@ class Tokenizer:
         found value if a file is damaged or needs something that is not supported here.
         """
         try:
-            return Tokenizer._read(Path(folder))
+            codec, added, *rest = Tokenizer._read(Path(folder))
+            size = sum(len(token["content"]) for token in added)
+            if size > LONGEST_NAMES:
+                raise ValueError(
+                    f"{folder}: its added tokens have {size:,} characters in all; at most "
+                    f"{LONGEST_NAMES:,} are searched for"
+                )
+            return Tokenizer(codec, added, *rest)
         except (
             ArithmeticError,
             AttributeError,
@@ -77,17 +86,18 @@ class Tokenizer:
 
     @staticmethod
     def _read(folder):
+        """What Tokenizer() takes."""
         if (folder / "tokenizer.json").is_file():
             hub = hub_json.read(folder)
             read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
-            return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
+            return read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix
         pickles = nanochat_pickle.pickle_paths(folder)
         if any(path.is_file() for path in pickles):
-            return Tokenizer(*nanochat_pickle.read(folder))
+            return nanochat_pickle.read(folder)
         models = [path for path in sorted(folder.glob("*.model")) if path.is_file()]
         models = [path for path in models if path.name == "tokenizer.model"] or models
         if len(models) == 1:
-            return Tokenizer(*sentencepiece.read_model(folder, models[0]))
+            return sentencepiece.read_model(folder, models[0])
         if models:
             raise ValueError(
                 f"{folder}: holds {', '.join(path.name for path in models)}; "
