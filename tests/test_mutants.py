@@ -33,7 +33,7 @@ TESTS = {
     "bpe": ["tokenizer"],
     "sandbox": ["chat_template"],
     "hub_json": ["tokenizer"],
-    "tokenizer": ["tokenizer", "hostile_files"],
+    "tokenizer": ["plain_chat", "tokenizer"],
     "tokenizer_config": ["tokenizer"],
     "names": ["loading"],
     "stop_ids": ["loading"],
@@ -777,6 +777,11 @@ MUTANTS = {
         "if False:",
     ),
     "tokenizer: BOS twice": ("tokenizer.py", "if add_bos and not ids:", "if add_bos:"),
+    "chat: names in contents are pieces of a .model": (
+        "tokenizer.py",
+        "split_at(in_normalised, self.codec.normalise(piece))",
+        "split_at(in_normalised, self.codec.normalise(reveal(piece)))",
+    ),
     "tokenizer: names without end": ("tokenizer.py", "if size > LONGEST_NAMES:", "if False:"),
     "tokenizer: the older file wins": (
         "tokenizer_config.py",

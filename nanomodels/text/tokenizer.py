@@ -140,9 +140,7 @@ class Tokenizer:
         for piece in split_at(in_text, text) if special else [text]:
             if not isinstance(piece, str):
                 yield piece
-            elif self.codec.symbols_everywhere:  # they are in every text, so twins hide nothing
-                yield from split_at(in_normalised, self.codec.normalise(reveal(piece)))
-            elif special:
+            elif special or self.codec.symbols_everywhere:
                 for part in split_at(in_normalised, self.codec.normalise(piece)):
                     yield reveal(part) if isinstance(part, str) else part
             else:
@@ -206,9 +204,8 @@ class Tokenizer:
         words = {
             name
             for name, token in self._added.items()
-            if (not token.get("special") and all(c.isalnum() or c.isspace() for c in name))
-            or name.isspace()
-            or (self.codec.symbols_everywhere and token.get("normalized"))
+            if name.isspace()
+            or (not token.get("special") and all(c.isalnum() or c.isspace() for c in name))
         }
         return self._added.keys() - words
 
