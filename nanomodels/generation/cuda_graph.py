@@ -124,8 +124,12 @@ class GraphDecoder:
                 self.slots *= 2
             self.capture()
         self.ids.copy_(ids)
-        self.replay()
-        self.cache.length += 1
+        try:
+            self.replay()
+            self.cache.length += 1
+        except BaseException:  # a graph that was interrupted has been launched, or has not
+            self.cache.length = int(self.static.next_slot)
+            raise
         return self.logits
 
     def capture(self):

@@ -40,8 +40,9 @@ def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes)
     early, close() it before you use the cache.
 
     draft_lookup and cuda_graph change neither text nor cache, only the speed. But in bfloat16 they
-    round differently, so a near-tie can go the other way. on_draft(drafted, accepted) is called
-    after each draft with its number of tokens, and of right ones.
+    round differently, so a near-tie can go the other way; and savepoints of the cache from before
+    are no longer valid. on_draft(drafted, accepted) is called after each draft with its number of
+    tokens, and of right ones.
 
     Raises ValueError for an empty prompt, one longer than the context, ids outside the vocabulary,
     a cache that does not fit, or a setting out of range.
