@@ -270,6 +270,9 @@ def test_a_tiny_temperature_is_greedy_and_never_overflows():
 class Letters:
     """A tokenizer whose ids are the letters' code points."""
 
+    def __init__(self):
+        self.special_ids = {}
+
     def stream(self, keep):
         return self
 
