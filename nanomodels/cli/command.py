@@ -62,6 +62,8 @@ def read_prompts(args):
 
     Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
     """
+    if args.logprobs is not None and not args.json:
+        raise ValueError("--logprobs goes with --json")
     if "" in args.stop:
         raise ValueError("--stop is empty; give the text to end before")
     if args.prompt_file is not None:
@@ -99,6 +101,7 @@ def generation_settings(args, config):
         "num_samples": args.num_samples,
         "draft_lookup": args.draft_lookup,
         "cuda_graph": args.cuda_graph,
+        "logprobs": args.logprobs,
     }
     names = ("repetition_penalty", "max_new_tokens")
     if config.get("do_sample") is True:

@@ -3,7 +3,8 @@
 The text goes to stdout as it is generated, and numbers go to stderr. The prompt is the argument, or
 standard input if that is piped, or each line of --prompt-file. Without a prompt, on a terminal, a
 chat begins. A checkpoint with a chat template answers the prompt as a user's message; with --raw it
-continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
+continues the text. A model's reasoning goes to stderr, or with --json into "reasoning". What
+nanochat's calculator was asked is no text; with --json it is in "parts".
 """
 
 import json
@@ -32,7 +33,8 @@ from nanomodels.cli.terminal import (
     use_utf8,
     write,
 )
-from nanomodels.text.files import read_json
+from nanomodels.text import tool_calls
+from nanomodels.text.files import read_json, say
 
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
@@ -65,7 +67,12 @@ def parse_arguments(argv):
     thinking = parser.add_mutually_exclusive_group().add_argument
     thinking("--think", action="store_true", default=None, help="reason before the answer")
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
-    add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
+    add(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help='JSON list of the tools that may be called; --json has the calls in "tool_calls"',
+    )
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
     add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
@@ -104,6 +111,12 @@ def parse_arguments(argv):
     )
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
+    add(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        help="with --json: log-probabilities of each token and of the K likeliest",
+    )
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
     return parser.parse_args(argv)
 
@@ -122,6 +135,7 @@ def run(args):
 
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
+    from nanomodels.generation.calculator import calculator_for
     from nanomodels.generation.conversation import encode
     from nanomodels.linears.memory import keep_memory
     from nanomodels.linears.sizes import device_of, formats, parameter_count
@@ -150,7 +164,9 @@ def run(args):
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(args.model)
-    settings = replace(settings, vocab_size=tokenizer.vocab_size)
+    settings = replace(
+        settings, vocab_size=tokenizer.vocab_size, calculator=calculator_for(tokenizer)
+    )
     if not args.quiet:
         report(
             "load",
@@ -172,6 +188,7 @@ def run(args):
             raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
         converse(model, tokenizer, chat, settings, args.stop, args.quiet)
         return
+    tools = chat.variables.get("tools") if chat else None
     prompts = [encode(tokenizer, text, chat) for text in prompts]
     for number, prompt in enumerate(prompts, 1):
         if len(prompt.ids) > model.context_length:
@@ -180,7 +197,7 @@ def run(args):
                 f"context holds {model.context_length}"
             )
     for first in range(0, len(prompts), BATCH):
-        complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
+        complete(args, model, tokenizer, settings, prompts[first : first + BATCH], tools)
 
 
 def generation_config(folder):
@@ -216,7 +233,7 @@ def start_chat(args, tokenizer):
         raise ValueError(f"{args.model}: {error}") from None
 
 
-def complete(args, model, tokenizer, settings, prompts):
+def complete(args, model, tokenizer, settings, prompts, tools):
     """Write the texts for some prompts: a single one as it comes, several once all are complete."""
     from nanomodels import generate_batch
 
@@ -242,13 +259,14 @@ def complete(args, model, tokenizer, settings, prompts):
             fields = {
                 "prompt": prompts[prompt].text,
                 "sample": sample,
-                "reasoning": completion.reasoning,
-                "text": completion.text,
+                **answer_fields(completion, settings, tools),
                 "finish_reason": completion.finish_reason,
                 "prompt_tokens": len(encoded[prompt]),
                 "new_tokens": len(completion.tokens),
                 "seed": settings.seed + sample if settings.temperature else None,
             }
+            if settings.logprobs is not None:
+                fields["logprobs"] = logprob_fields(tokenizer, completion.tokens)
             write(json.dumps(fields, ensure_ascii=False) + "\n")
         elif not alone:
             Screen(not args.quiet).show(completion, completion.text + "\n")
@@ -257,3 +275,28 @@ def complete(args, model, tokenizer, settings, prompts):
         meter.report(sum(len(completion.tokens) for completion in completions), settings)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def answer_fields(completion, settings, tools):
+    """The part of a JSON line that says what the model answered."""
+    fields = {"reasoning": completion.reasoning, "text": completion.text}
+    if tools is not None:
+        fields["text"], fields["tool_calls"], errors = tool_calls.parse(completion.text, tools)
+        for error in errors:
+            say(f"({error})")
+    if settings.calculator:
+        fields["parts"] = completion.stream.parts
+    return fields
+
+
+def logprob_fields(tokenizer, tokens):
+    """The part of a JSON line with the log-probabilities of Tokens."""
+
+    def entry(token, logprob):
+        text = tokenizer.token_bytes(token).decode(errors="replace")
+        return {"token": token, "text": text, "logprob": logprob}
+
+    return [
+        entry(token, token.logprob) | {"top": [entry(*pair) for pair in token.top]}
+        for token in tokens
+    ]
