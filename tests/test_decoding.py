@@ -270,6 +270,9 @@ def test_a_tiny_temperature_is_greedy_and_never_overflows():
 class Texts:
     """A tokenizer whose tokens are their own texts."""
 
+    def __init__(self):
+        self.special_ids = {}
+
     def stream(self, keep):
         return self
 

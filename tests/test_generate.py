@@ -18,6 +18,7 @@ import pytest
 import torch
 from reference import FAMILIES
 from small_tokenizers import family_131072
+from test_calculator import CALLS, FILLER, FORCED, TOKENIZER, Actor, ids_of
 
 import nanomodels
 from nanomodels.cache import KV, Cache
@@ -248,6 +249,12 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["--prompt-file", "tests"], "tests"),
         (["Hi", "--top-p", "2"], "top_p is 2.0; it must be 1e-09 to 1"),
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
+        (["Hi", "--logprobs", "3"], "--logprobs goes with --json"),
+        (["Hi", "--json", "--logprobs", "-1"], "logprobs is -1; it must be a whole number"),
+        (
+            ["Hi", "--json", "--logprobs", "2000"],
+            "logprobs is 2000; the vocabulary has 1536 tokens",
+        ),
         (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
         (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
         (["Hi", "--think"], "nanochat-tiny: the chat template has no switch for the reasoning"),
@@ -796,8 +803,28 @@ def test_tools_reach_the_template_and_calls_are_shown(scripted, tmp_path):
         _, out, _, model = scripted("nemotron-3", replies, "When?", "--tools", path)
         assert out == call + "\n", "<tool_call> is a special token, and yet shown"
         prompts += prompts_of(model)
+        answer = json.loads(scripted("nemotron-3", replies, "When?", "--json", "--tools", path)[1])
+        assert (answer["text"], answer["reasoning"]) == ("", "Hm.")
+        assert answer["tool_calls"] == [{"name": "clock", "arguments": {}}]
     assert prompts[0] == prompts[1]
     assert "<name>clock</name>\n<description>The time.</description>" in prompts[0]
+
+
+def test_malformed_calls_stay_text_and_are_told_and_without_tools_no_call_is_looked_for(
+    scripted, tmp_path
+):
+    (tmp_path / "tools.json").write_text(json.dumps([CLOCK]))
+    call = '<TOOLCALL>[{"name": "clock", "arguments": {"zone": "UTC"}}]</TOOLCALL>'
+    reply = f"</think>Now. <TOOLCALL>[</TOOLCALL> {call}"
+    args = ("nano-v2", [reply], "When?", "--json", "--quiet")
+    _, out, err, _ = scripted(*args, "--tools", tmp_path / "tools.json")
+    answer = json.loads(out)
+    assert answer["text"] == "Now. <TOOLCALL>[</TOOLCALL>"
+    assert answer["tool_calls"] == [{"name": "clock", "arguments": {"zone": "UTC"}}]
+    assert err.startswith("(<TOOLCALL> begins no tool call and stays text: ")
+    assert err.count("\n") == 1
+    answer = json.loads(scripted(*args)[1])
+    assert (answer["text"], "tool_calls" in answer) == (reply.removeprefix("</think>"), False)
 
 
 @pytest.mark.parametrize(
@@ -980,3 +1007,48 @@ def test_drafts_that_cannot_be_are_refused(run, args):
     assert status == 2
     assert "--draft-lookup" in err
     assert err.count("\n") == 1
+
+
+# --- log-probabilities, and nanochat's calculator ---
+
+
+def test_log_probabilities_are_in_json(run):
+    plain = json.loads(run(FRANCE, "--json")[1])
+    assert plain["parts"] is None, "nothing was calculated"
+    for top in (0, 2):
+        answer = json.loads(run(FRANCE, "--json", "--logprobs", top)[1])
+        tokens = answer.pop("logprobs")
+        assert answer == plain, "nothing else changes, and without the option nothing is there"
+        assert len(tokens) == answer["new_tokens"]
+        assert "".join(token["text"] for token in tokens) == answer["text"]
+        for token in tokens:
+            assert -1 < token["logprob"] <= 0
+            assert len(token["top"]) == top
+            own = {key: token[key] for key in ("token", "text", "logprob")}
+            assert token["top"][:1] in ([], [own]), "greedy"
+
+
+def test_what_the_calculator_was_asked_is_no_text_but_a_part(run, monkeypatch):
+    question = "What is 345 * 27?"
+    message = [{"role": "user", "content": question}]
+    prompts = {
+        (): TOKENIZER.encode_chat(message),
+        ("--raw",): TOKENIZER.encode(question),
+    }
+    script = ids_of(f"It is {CALLS[0]}" + "z" * len(ids_of(FORCED)) + "9315.<|assistant_end|>")
+    for args, prompt in prompts.items():
+        model = Actor(TOKENIZER, {prompt[0]: (len(prompt), script)}, FILLER)
+        monkeypatch.setattr(nanomodels, "load", lambda *_, model=model: model)
+        args = ("--model", GOLDEN, question, *args, "--temperature", "0", "--quiet")
+        assert run(*args) == (0, "It is 9315.\n", "")
+        answer = json.loads(run(*args, "--json", "--logprobs", "0")[1])
+        assert answer["text"] == "It is 9315."
+        assert answer["parts"] == [
+            {"type": "text", "text": "It is "},
+            {"type": "python", "text": "345*27"},
+            {"type": "python_output", "text": "9315"},
+            {"type": "text", "text": "9315."},
+        ]
+        assert [each["token"] for each in answer["logprobs"]] == [
+            *ids_of("It is " + CALLS[0] + FORCED + "9315.")
+        ]

@@ -38,8 +38,6 @@ TESTS = {
     "names": ["loading"],
     "stop_ids": ["loading"],
     "rope": ["rope", "config"],
-    "sampling": ["decoding"],
-    "stream": ["decoding"],
     "conversation": ["generate"],
     "chat": ["generate"],
     "generate": ["generate"],
@@ -48,6 +46,9 @@ TESTS = {
     "sizes": ["generate"],
     "stored": ["modelopt", "quantized"],
     "cpu": ["prepacked", "attention"],
+    "sampling": ["decoding", "calculator", "logprobs"],
+    "stream": ["decoding", "calculator"],
+    "drafts": ["drafts", "logprobs"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
@@ -795,6 +796,104 @@ MUTANTS = {
     ),
     "a small head forgotten": ("loading.py", "swap_linears(model, stored, head)",
                                "swap_linears(model, stored)"),
+    "log-probabilities of other logits": (
+        "drafts.py",
+        "yield with_logprobs(chosen, row, settings.logprobs)",
+        "yield with_logprobs(chosen, row / 0.8, settings.logprobs)",
+    ),
+    "log-probabilities of the penalised logits": (
+        "decoding.py",
+        "with_logprobs(tokens, logits, settings.logprobs)",
+        "with_logprobs(tokens, sampler.penalise(logits), settings.logprobs)",
+    ),
+    "log-probabilities of another row's token": (
+        "logprobs.py",
+        "own[n], list(",
+        "own[0], list(",
+    ),
+    "calculator: a long expression is parsed": (
+        "calculator.py",
+        "len(expression) > LONGEST or ",
+        "",
+    ),
+    "calculator: brackets without end": (
+        "calculator.py",
+        ' or expression.count("(") > MOST_BRACKETS',
+        "",
+    ),
+    "calculator: numbers without end": ("calculator.py", " or not abs(value) <= LARGEST", ""),
+    "calculator: a power is computed before it is too large": (
+        "calculator.py",
+        "exponent > 332",
+        "exponent > 10**4",
+    ),
+    "calculator: a complex number": (
+        "calculator.py",
+        "not isinstance(value, (int, float)) or",
+        "value is ... or",
+    ),
+    "calculator: letters in arithmetic": ("calculator.py", "[0-9.+", "[0-9e_.+"),
+    "calculator: an expression is not begun anew": (
+        "calculator.py",
+        "self.kind, self.tokens = self.starts[token], []",
+        "self.kind, self.tokens = self.starts[token], self.tokens",
+    ),
+    "calculator: a result does not end": (
+        "calculator.py",
+        "add_bos=False), end]",
+        "add_bos=False)]",
+    ),
+    "calculator: a result with <|bos|>": (
+        "calculator.py",
+        "str(value), add_bos=False)",
+        "str(value))",
+    ),
+    "calculator: one state for all rows": (
+        "sampling.py",
+        "[calculator.row() for _ in seeds]",
+        "[calculator.row()] * len(seeds)",
+    ),
+    "calculator: the penalty counts what the model would have said": (
+        "sampling.py",
+        "tokens = tokens.new_tensor([row.next(token) for row, token in pairs])",
+        "self.seen is None or self.seen.scatter_(1, tokens[:, None], True)\n"
+        "            tokens = tokens.new_tensor([row.next(token) for row, token in pairs])",
+    ),
+    "calculator: a stop string reaches across a calculation": (
+        "stream.py",
+        "        text = self.finish()\n",
+        '        text = ""\n',
+    ),
+    "tool calls: half of a surrogate pair": (
+        "tool_calls.py",
+        "ensure_ascii=False).encode()",
+        "ensure_ascii=False)",
+    ),
+    "tool calls: a number that JSON does not have": (
+        "tool_calls.py",
+        "allow_nan=False, ",
+        "",
+    ),
+    "tool calls: text that looks like a number": (
+        "tool_calls.py",
+        'if "string" in allowed or not allowed:',
+        "if False:",
+    ),
+    "tool calls: all white space around a value is lost": (
+        "tool_calls.py",
+        r">\n?(.*?)\n?</parameter>",
+        r">\s*(.*?)\s*</parameter>",
+    ),
+    "tool calls: an end inside a string": (
+        "tool_calls.py",
+        "json.JSONDecoder().raw_decode(text, ",
+        "json.JSONDecoder().raw_decode(text[: text.find(mark, at)], ",
+    ),
+    "tool calls: parameters that are not read": (
+        "tool_calls.py",
+        "if body[at:].strip():",
+        "if False:",
+    ),
 }  # fmt: skip
 
 

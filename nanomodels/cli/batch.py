@@ -18,6 +18,7 @@ from nanomodels.cli.terminal import (
 )
 from nanomodels.cli.wrap import harmless
 from nanomodels.generation.stream import Completion
+from nanomodels.text import tool_calls
 from nanomodels.text.files import say
 
 BATCH = 16  # prompts that run at the same time
@@ -62,16 +63,16 @@ class Counter:
         self.progress(self.done + done, self.total, self.tokens + tokens)
 
 
-def run_batch(args, model, tokenizer, settings, rows, prompts):
-    """Write the texts for some Rows; prompts are their Prompts.
+def run_batch(args, model, settings, rows, encoder):
+    """Write the texts for some Rows, which an encoder of prompts.py makes prompts of.
 
     A prompt that is longer than the context gets an empty text. Ctrl-C ends the batch: then the
     texts before the first one that is not complete have been written.
     """
     began, samples = time.monotonic(), settings.num_samples
     texts = [
-        Text(row, prompt.ids, sample, start(model, tokenizer, args.stop, prompt))
-        for row, prompt in zip(rows, prompts, strict=True)
+        Text(row, prompt.ids, sample, start(model, encoder.tokenizer, args.stop, prompt))
+        for row, prompt in [(row, row.encode(encoder)) for row in rows]
         for sample in range(samples)
     ]
     counter = Counter(sum(not text.is_too_long for text in texts), args.quiet)
@@ -82,7 +83,7 @@ def run_batch(args, model, tokenizer, settings, rows, prompts):
             interrupted = generate_group(model, settings, group, counter)
             with counter.progress.hidden():
                 for text in takewhile(lambda text: not text.is_interrupted, group):
-                    write_text(args, settings, model.context_length, text, len(texts) > 1)
+                    write_text(args, settings, encoder, model, text, len(texts) > 1)
                     written.append(text)
             if interrupted:
                 break
@@ -120,10 +121,10 @@ def generate_group(model, settings, group, counter):
     return interrupted
 
 
-def write_text(args, settings, context_length, text, is_one_of_many):
+def write_text(args, settings, encoder, model, text, is_one_of_many):
     """Write a Text: a line of JSON, or the text itself, after a heading if it is one of many."""
     if args.json:
-        write_json(text.row, len(text.ids), text.sample, text.completion, settings)
+        write_json(text.row, len(text.ids), text.sample, text.completion, settings, encoder)
         return
     if is_one_of_many:
         sample = f"sample {text.sample + 1}" if settings.num_samples > 1 else ""
@@ -132,26 +133,52 @@ def write_text(args, settings, context_length, text, is_one_of_many):
     if text.is_too_long and not text.sample:
         say(
             f"({text.row.where}: the prompt has {len(text.ids)} tokens; the model's context holds "
-            f"{context_length})"
+            f"{model.context_length})"
         )
     Screen(not args.quiet).show(text.completion, text.completion.text + "\n")
 
 
-def write_json(row, prompt_tokens, sample, completion, settings):
+def write_json(row, prompt_tokens, sample, completion, settings, encoder):
     """Write a text as a line of JSON."""
     fields = {} if row.id is None else {"id": row.id}
     fields |= {
         "prompt": row.messages[-1]["content"],
         "sample": sample,
-        "reasoning": completion.reasoning,
-        "text": completion.text,
+        **answer_fields(completion, settings, getattr(encoder, "tools", None)),
         "finish_reason": completion.finish_reason,
         "prompt_tokens": prompt_tokens,
         "new_tokens": len(completion.tokens),
         "seed": settings.seed + sample if settings.temperature else None,
     }
+    if settings.logprobs is not None:
+        fields["logprobs"] = logprob_fields(encoder.tokenizer, completion.tokens)
     line = json.dumps(fields, ensure_ascii=False) + "\n"
     write(harmless(line) if sys.stdout.isatty() else line)
+
+
+def answer_fields(completion, settings, tools):
+    """The part of a JSON line that says what the model answered."""
+    fields = {"reasoning": completion.reasoning, "text": completion.text}
+    if tools is not None:
+        fields["text"], fields["tool_calls"], errors = tool_calls.parse(completion.text, tools)
+        for error in errors:
+            say(f"({error})")
+    if settings.calculator:
+        fields["parts"] = completion.stream.parts
+    return fields
+
+
+def logprob_fields(tokenizer, tokens):
+    """The part of a JSON line with the log-probabilities of Tokens."""
+
+    def entry(token, logprob):
+        text = tokenizer.token_bytes(token).decode(errors="replace")
+        return {"token": token, "text": text, "logprob": logprob}
+
+    return [
+        entry(token, token.logprob) | {"top": [entry(*pair) for pair in token.top]}
+        for token in tokens
+    ]
 
 
 def report_total(model, settings, written, count, seconds):

@@ -61,7 +61,7 @@ def generation_settings(args, config):
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    names = ("num_samples", "draft_lookup", "cuda_graph")
+    names = ("num_samples", "draft_lookup", "cuda_graph", "logprobs")
     return settings_from(config, given | {"seed": seed} | {n: getattr(args, n) for n in names})
 
 

@@ -3,7 +3,8 @@
 The text goes to stdout as it is generated, and numbers go to stderr. The prompt is the argument, or
 standard input if that is piped, or each line of --prompt-file. Without a prompt, on a terminal, a
 chat begins. A checkpoint with a chat template answers the prompt as a user's message; with --raw it
-continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
+continues the text. A model's reasoning goes to stderr, or with --json into "reasoning". What
+nanochat's calculator was asked is no text; with --json it is in "parts".
 Of several texts each comes after a line such as ==> line 3, sample 2 <== or, with --json, as a line
 of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
@@ -53,7 +54,12 @@ def parse_arguments(argv):
     thinking = parser.add_mutually_exclusive_group().add_argument
     thinking("--think", action="store_true", default=None, help="reason before the answer")
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
-    add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
+    add(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help='JSON list of the tools that may be called; --json has the calls in "tool_calls"',
+    )
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
     add(
         "--prompt-file",
@@ -106,6 +112,12 @@ def parse_arguments(argv):
     )
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
+    add(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        help="with --json: log-probabilities of each token and of the K likeliest",
+    )
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
     return parser.parse_args(argv)
 
@@ -123,6 +135,7 @@ def run(args):
     import torch  # only here, so that --help and wrong options are fast
 
     from nanomodels.cli.chat import converse
+    from nanomodels.generation.calculator import calculator_for
     from nanomodels.linears.memory import keep_memory
 
     device = args.device
@@ -157,9 +170,9 @@ def run(args):
     if args.prompt_file is None and args.num_samples == 1:
         answer_once(args, start_chat(args, settings, model, tokenizer), rows)
         return
-    settings = replace(settings, vocab_size=tokenizer.vocab_size)
-    encoder = start_encoder(args, tokenizer)
-    run_batch(args, model, tokenizer, settings, rows, [row.encode(encoder) for row in rows])
+    calculator = calculator_for(tokenizer)
+    settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
+    run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
 
 
 def load_checkpoint(args, device, dtype):
@@ -215,7 +228,8 @@ def start_chat(args, settings, model, tokenizer):
 
     chat, encoder = Chat(model, tokenizer, raw=True, stop=args.stop), start_encoder(args, tokenizer)
     chat.encoder = encoder
-    chat.settings = replace(settings, vocab_size=tokenizer.vocab_size)
+    given = {"vocab_size": tokenizer.vocab_size, "calculator": chat.settings.calculator}
+    chat.settings = replace(settings, **given)
     chat.progress = Progress("reading the prompt: ", "tokens", args.quiet)
     if args.load_state is not None:
         if args.system is not None or args.document is not None:
@@ -239,7 +253,7 @@ def answer_once(args, chat, rows):
         if interrupted:
             raise KeyboardInterrupt
         if args.json:
-            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings)
+            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings, chat.encoder)
     if args.save_state is not None:
         with chat.progress:
             chat.save(args.save_state)

@@ -51,6 +51,8 @@ def read_rows(args):
     With --save-state there may be none.
     Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
     """
+    if args.logprobs is not None and not args.json:
+        raise ValueError("--logprobs goes with --json")
     if "" in args.stop:
         raise ValueError("--stop is empty; give the text to end before")
     if not all(map(is_utf8, (*args.stop, args.system or "", args.prompt or ""))):

@@ -11,10 +11,12 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+from nanomodels.generation.calculator import calculator_for
 from nanomodels.generation.prompts import ChatEncoder, TextEncoder, Turn, question, shared
 from nanomodels.generation.reuse import PrefixCache
 from nanomodels.generation.settings import generation_config, settings_from
 from nanomodels.generation.stream import Completion
+from nanomodels.text import tool_calls
 
 
 class Chat:
@@ -65,7 +67,11 @@ class Chat:
         if not hasattr(model, "lm_head"):
             raise ValueError(f"a {type(model).__name__} makes no text")
         self.model, self.tokenizer, self.stop = model, tokenizer, list(stop)
-        self.settings = replace(settings, vocab_size=settings.vocab_size or tokenizer.vocab_size)
+        self.settings = replace(
+            settings,
+            vocab_size=settings.vocab_size or tokenizer.vocab_size,
+            calculator=settings.calculator or calculator_for(tokenizer),
+        )
         if raw:
             if think is not None or tools is not None:
                 raise ValueError("raw text has no think and no tools, only a chat has")
@@ -110,8 +116,8 @@ class Chat:
             alone = len(self.encoder.encode(turns[-1:]).ids)
             if alone > context:
                 raise ValueError(
-                    f"the message makes a prompt of {alone} tokens, even without the earlier turns;"
-                    f" the model's context holds {context}"
+                    f"the message makes a prompt of {alone} tokens; the model's context holds "
+                    f"{context}"
                 )
             most = min(context, (alone + room + context) // 2)
             while len(turns) > 1 and len(prompt.ids) + room > most:
@@ -282,7 +288,7 @@ class Reply:
         if taken_back:
             self.chat.turns = self.before
         else:
-            answer = {"role": "assistant", "content": said.text}
+            answer = {"role": "assistant", "content": said.stream.parts or said.text}
             if said.reasoning is not None:
                 answer["reasoning_content"] = said.reasoning
             self.turn.messages = [*self.asked, answer]
@@ -325,6 +331,12 @@ class Reply:
     def reasoning(self):
         """What the model reasoned before the answer, or None."""
         return self.whole().reasoning
+
+    @property
+    def tool_calls(self):
+        """The calls of tools in the answer: [{"name": ..., "arguments": {...}}, ...]."""
+        tools = getattr(self.chat.encoder, "tools", None)
+        return [] if tools is None else tool_calls.parse(self.text, tools)[1]
 
     @property
     def tokens(self):

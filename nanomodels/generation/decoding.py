@@ -19,6 +19,7 @@ import torch
 
 from nanomodels.generation import cuda_graph
 from nanomodels.generation.drafts import PromptLookup, decode_with_drafts
+from nanomodels.generation.logprobs import with_logprobs
 from nanomodels.generation.sampling import Sampler
 from nanomodels.generation.settings import GenerationSettings, list_of_ids
 
@@ -29,8 +30,12 @@ def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes)
     """Continue the prompt `ids` (a list of token ids): an iterator of ints, token by token.
 
     Give settings as keywords: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-    seed, stop_ids, vocab_size, draft_lookup, cuda_graph; or as a GenerationSettings, which says
-    what each means, and then keywords replace some of its fields.
+    seed, stop_ids, vocab_size, draft_lookup, cuda_graph, logprobs, calculator; or as a
+    GenerationSettings, which says what each means, and then keywords replace some of its fields.
+
+    With logprobs=K the ints are Tokens (logprobs.py): token.logprob is the log-probability that the
+    model gave the token, token.top the K likeliest ids with theirs. The tokens that a calculator
+    forces are yielded, and count, as all others.
 
     The iterator ends after max_new_tokens, when the model's context is full, or before a stop id,
     which is not yielded.
@@ -95,6 +100,12 @@ def check(model, prompts, settings, cache):
         raise ValueError("draft_lookup goes with one prompt and one sample; 0 is off")
     if settings.cuda_graph:
         cuda_graph.check(model)
+    if (settings.logprobs or 0) > settings.vocab_size:
+        raise ValueError(
+            f"logprobs is {settings.logprobs}; the vocabulary has {settings.vocab_size} tokens"
+        )
+    if settings.calculator is not None:
+        settings.calculator.check(settings.vocab_size)
 
 
 @torch.inference_mode()
@@ -126,7 +137,7 @@ def decode(model, prompts, settings, cache, progress, on_draft):
     live = [True] * len(logits)
     for n in range(max(limits)):
         tokens = sampler(logits)  # (b,)
-        ids = tokens.tolist()
+        ids = with_logprobs(tokens, logits, settings.logprobs)
         live = [
             on and i not in settings.stop_ids and n < limit
             for on, i, limit in zip(live, ids, limits, strict=True)
