@@ -1,5 +1,6 @@
 """nanomodels compare: equal models are called equal, and each fault is named where it is."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -128,6 +129,45 @@ def test_a_fault_is_named_with_block_and_step(folder, monkeypatch, fault):
     assert report.worst["step"] == step
     assert report.worst["ours_line"].startswith(family)
     assert report.worst["theirs_line"].startswith(f"modeling_{family}")
+
+
+def alone(extend):
+    """Attention that sees no tokens of earlier calls, but as many slots."""
+    return lambda self, k, v, first: [
+        x * (torch.arange(x.shape[2]) >= first)[:, None] for x in extend(self, k, v, first)
+    ]
+
+
+def forgetful(ssd_step):
+    """A decode step that forgets the state before it."""
+    return lambda x, dt, A, B, C, state: ssd_step(x, dt, A, B, C, torch.zeros_like(state))
+
+
+def unpacked(pack):
+    """Padding stays where it is."""
+    return lambda self, x: x if x.shape[-1] > 12 else pack(self, x)
+
+
+WAYS = {
+    "a decode step": ("nemotron_h", "nemotron_h.ssd_step", forgetful, "in pieces", "mamba"),
+    "keys of the call alone": ("nanochat", "cache.KV.extend", alone, "in pieces", "attention"),
+    "padding": ("nemotron_h", "cache.Call.pack", unpacked, "padded", "mamba"),
+}
+
+
+@pytest.mark.parametrize("fault", WAYS)
+def test_a_fault_of_another_way_is_named(folder, monkeypatch, fault):
+    """One pass is right, so transformers has nothing to say."""
+    family, place, wrong, way, kind = WAYS[fault]
+    *names, last = place.split(".")
+    owner = importlib.import_module(f"nanomodels.{names[0]}")
+    for name in names[1:]:
+        owner = getattr(owner, name)
+    monkeypatch.setattr(owner, last, wrong(getattr(owner, last)))
+    report = compare(folder(family, 4))
+    assert report.different == [] and not report.same
+    assert report.ways[way].kind == kind
+    assert command.verdict(report).startswith("not the same: ours gives something else")
 
 
 def test_a_fault_after_the_blocks_is_found(folder, monkeypatch):

@@ -76,6 +76,8 @@ class Report:
     logits: float = 0.0  # as they came
     steps: list = field(default_factory=list)  # of the first block that differs
     worst: dict | None = None  # the largest difference in the first step that differs
+    # A block in which another way of reading the text gives something else: {way: Block}.
+    ways: dict = field(default_factory=dict)
     flips: dict | None = None  # choices of experts that rounding changes
     greedy: dict | None = None
     known: list = field(default_factory=list)  # faults of transformers that explain it
@@ -95,7 +97,7 @@ class Report:
         """Whether both compute the same; of two of our own: choose the same tokens."""
         if self.agreement is not None:
             return self.agreement["same_token"] == 1
-        return not self.different and not self.rounded_worse and self.head <= EQUAL
+        return not (self.different or self.ways or self.rounded_worse) and self.head <= EQUAL
 
 
 # --- Running one side ---
@@ -118,10 +120,11 @@ def first_tensor(value):
 
 
 @torch.inference_mode()
-def run(model, ids, inputs=None, last=None):
+def run(model, ids, inputs=None, last=None, **options):
     """Run a model: (inputs, outputs, logits), the first two of each block.
 
-    inputs replace what the blocks are given, last what the last block returns.
+    inputs replace what the blocks are given, last what the last block returns. options are for the
+    model.
     """
     given, made = [], []
 
@@ -143,7 +146,7 @@ def run(model, ids, inputs=None, last=None):
         for layer in layers_of(model):
             undo.callback(layer.register_forward_pre_hook(begin, with_kwargs=True).remove)
             undo.callback(layer.register_forward_hook(end).remove)
-        logits = logits_of(model(ids))
+        logits = logits_of(model(ids, **options))
     return given, made, logits
 
 
@@ -278,6 +281,47 @@ def worst_place(name, ours, theirs):
     }
 
 
+# --- Other ways of reading the same text ---
+
+
+def other_ways(report, model, ids, inputs, expected):
+    """Compare our blocks with themselves: from a cache in two pieces and single tokens, padded.
+
+    inputs and expected are those of one pass.
+    """
+    tokens = ids.shape[1]
+    cuts = [tokens // 3, tokens // 2 - tokens // 3]
+    steps = min(8, tokens - sum(cuts))
+    pieces = [n for n in (*cuts, tokens - sum(cuts) - steps, *[1] * steps) if n]
+    cache = model.new_cache(1, tokens)
+    made = []
+    for some, *here in zip(
+        ids.split(pieces, 1), *(x.split(pieces, 1) for x in inputs), strict=True
+    ):
+        made.append(run(model, some, here, cache=cache)[1])
+    cached = [torch.cat(each, 1) for each in zip(*made, strict=True)]
+    note_way(report, "in pieces", cached, expected)
+
+    # A short row beside it, padded on the left: the same tokens give the same.
+    short = tokens // 2
+    padded = torch.cat((ids, F.pad(ids[:, :short], (tokens - short, 0))))
+    mask = torch.arange(tokens) >= torch.tensor([[0], [tokens - short]])
+    both = [torch.cat((x, F.pad(x[:, :short], (0, 0, tokens - short, 0)))) for x in inputs]
+    _, made, _ = run(model, padded, both, attention_mask=mask)
+    note_way(
+        report, "padded", [y[1:, tokens - short :] for y in made], [y[:, :short] for y in expected]
+    )
+
+
+def note_way(report, way, found, expected):
+    """Keep the first block that differs."""
+    for block, mine, other in zip(report.blocks, found, expected, strict=True):
+        difference = relative(mine, other)
+        if not difference <= EQUAL:
+            report.ways[way] = Block(block.index, block.kind, difference, difference)
+            return
+
+
 # --- Loading ---
 
 
@@ -350,6 +394,8 @@ def compare(folder, ids, *, dtype=None, first=None, patch_known=False):
         )
         if report.different:
             explain(report, ours, theirs, ids, inputs)
+        elif first is None:
+            other_ways(report, ours, ids, inputs, own)
     del theirs
     if not report.different:
         round_blocks(report, folder, ours, ids, inputs, dtype, first, patch_known)

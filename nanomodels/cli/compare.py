@@ -124,6 +124,8 @@ def print_report(report):
         print_steps(report, first)
     for line in report.known:
         print(f"known: {line}")
+    for way, block in report.ways.items():
+        print(f"{way}: block {block.index} ({block.kind}) gives something else, {block.own:.1e}")
     if report.flips is not None:
         flips = report.flips
         print(
@@ -168,6 +170,8 @@ def verdict(report):
         reasons.append(f"{len(report.different)} of {len(report.blocks)} blocks differ ({kinds})")
     elif not report.head <= 1e-9:
         reasons.append("the blocks agree; what follows them differs")
+    if report.ways:
+        reasons.append(f"ours gives something else {' and '.join(report.ways)}")
     if report.rounded_worse:
         reasons.append(f"{len(report.rounded_worse)} blocks round worse than transformers'")
     return "not the same: " + "; ".join(reasons)
