@@ -72,6 +72,7 @@ class Report:
     tokens: int
     dtype: str  # of `rounding` and `greedy`
     blocks: list = field(default_factory=list)
+    start: float = 0.0  # what the first block is given
     head: float = 0.0  # the logits from the other side's last hidden states
     logits: float = 0.0  # as they came
     steps: list = field(default_factory=list)  # of the first block that differs
@@ -97,7 +98,8 @@ class Report:
         """Whether both compute the same; of two of our own: choose the same tokens."""
         if self.agreement is not None:
             return self.agreement["same_token"] == 1
-        return not (self.different or self.ways or self.rounded_worse) and self.head <= EQUAL
+        ends_agree = self.start <= EQUAL and self.head <= EQUAL
+        return ends_agree and not (self.different or self.ways or self.rounded_worse)
 
 
 # --- Running one side ---
@@ -383,8 +385,9 @@ def compare(folder, ids, *, dtype=None, first=None, patch_known=False):
     with Double():
         theirs = load_theirs(folder, torch.float32, first, patch_known).double()
         inputs, expected, their_logits = run(theirs, ids)
-        _, carried, our_logits = run(ours, ids)
+        given, carried, our_logits = run(ours, ids)
         _, own, head = run(ours, ids, inputs, expected[-1])
+        report.start = relative(given[0], inputs[0])
         for i, layer in enumerate(layers_of(ours)):
             figures = relative(own[i], expected[i]), relative(carried[i], expected[i])
             report.blocks.append(Block(i, kind_of(layer), *figures))
@@ -521,7 +524,8 @@ def compare_ours(folders, ids, *, dtypes=(None, None), devices=("cpu", "cpu")):
     here, there = (torch.tensor([ids], device=device) for device in devices)
     inputs, expected, their_logits = run(second, there)
     last = move([expected[-1]], first)[0]
-    _, carried, our_logits = run(first, here)
+    given, carried, our_logits = run(first, here)
+    report.start = relative(given[0].cpu(), inputs[0].cpu())
     _, own, head = run(first, here, move(inputs, first), last)
     for i, kind in enumerate(kinds[0]):
         figures = [relative(y[i].cpu(), expected[i].cpu()) for y in (own, carried)]

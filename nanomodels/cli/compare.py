@@ -112,6 +112,7 @@ def print_report(report):
     else:
         print(f"{report.name}, {report.tokens} tokens, each in its own dtype")
     print(f"{'block':>7} {'':9}   own       carried{'   ratio' if report.dtype else ''}")
+    print(f"{'':7} {'embedding':9}   {report.start:.1e}   {report.start:.1e}")
     first = report.different[0] if report.different and report.agreement is None else None
     for block in report.blocks:
         ratio = "" if block.ratio is None else f"    {block.ratio:.2f}"
@@ -156,6 +157,8 @@ def print_steps(report, block):
 
 def verdict(report):
     """The last line: whether both are the same, and why not."""
+    from nanomodels.analysis.comparing import EQUAL
+
     if report.agreement is not None:
         agreement = report.agreement
         return (
@@ -168,8 +171,9 @@ def verdict(report):
     if report.different:
         kinds = ", ".join(sorted({block.kind for block in report.different}))
         reasons.append(f"{len(report.different)} of {len(report.blocks)} blocks differ ({kinds})")
-    elif not report.head <= 1e-9:
-        reasons.append("the blocks agree; what follows them differs")
+    for name, difference in {"embedding": report.start, "head": report.head}.items():
+        if not difference <= EQUAL:
+            reasons.append(f"the {name} differs")
     if report.ways:
         reasons.append(f"ours gives something else {' and '.join(report.ways)}")
     if report.rounded_worse:
