@@ -4,20 +4,17 @@ The decoder's file is compiled with a call behind each commented statement, whic
 letter has a size of its own, so that no two can be mistaken for each other.
 """
 
-import ast
 import itertools
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 
 import nanomodels
+from nanomodels.analysis import lines
 
 FOLDER = Path(nanomodels.__file__).parent
-SHAPE = re.compile(r"# (\(.*?\))(; (\(.*?\)))?")
 B, T, EARLIER = 2, 11, 3  # rows, tokens of the calls, and of a call before the last
 ATTENTION = {"h": {6}, "g": {3}, "d": {20}}
 MAMBA = {"h": {12}, "g": {4}, "p": {9}, "n": {7}, "w": {5}, "c": {12 * 9 + 2 * 4 * 7}}
@@ -78,62 +75,21 @@ def fits(shape, comment, place):
     )
 
 
-class Commented(ast.NodeTransformer):
-    """Puts `_made(line, place, value)` behind each statement whose last line has a comment."""
-
-    def __init__(self, comments):
-        self.comments, self.place = comments, ""
-
-    def visit_scope(self, node):
-        outer, self.place = self.place, self.place or node.name
-        self.generic_visit(node)
-        self.place = outer
-        return node
-
-    visit_ClassDef = visit_FunctionDef = visit_scope
-
-    def call(self, node, value):
-        arguments = [ast.Constant(node.end_lineno), ast.Constant(self.place), value]
-        return ast.Call(ast.Name("_made", ast.Load()), arguments, [])
-
-    def visit_Assign(self, node):
-        if node.end_lineno not in self.comments:
-            return node
-        target = ast.parse(ast.unparse(node.targets[0]), mode="eval").body
-        return [node, ast.Expr(self.call(node, target))]
-
-    def visit_Return(self, node):
-        if node.end_lineno in self.comments:
-            node.value = self.call(node, node.value)
-        return node
-
-
 @pytest.fixture
-def compiled(monkeypatch):
+def compiled():
     """A decoder's file as a module that checks its comments: (module, comments, lines seen)."""
 
     def compiled(name, change=lambda code: code):
         code = change((FOLDER / f"{name}.py").read_text())
-        lines = enumerate(code.splitlines(), 1)
-        comments = {n: found for n, line in lines if (found := SHAPE.search(line))}
-        seen = set()
+        comments, seen = lines.shape_comments(code), set()
 
         def made(line, place, value):
-            texts = [text for text in comments[line].group(1, 3) if text]
-            values = value if isinstance(value, tuple) else [value]
-            texts *= len(values) // len(texts)
-            for tensor, text in zip(values, texts, strict=True):
+            for tensor, text in lines.tensors_of(value, comments[line]):
                 said = f"{name}.py:{line}: {list(tensor.shape)} is called {text}"
                 assert fits(tensor.shape, text, place), said
             seen.add(line)
-            return value
 
-        module = types.ModuleType(f"checked_{name}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there
-        module._made = made
-        tree = ast.fix_missing_locations(Commented(comments).visit(ast.parse(code)))
-        exec(compile(tree, module.__name__, "exec"), vars(module))
-        return module, comments, seen
+        return lines.compile_watched(f"checked {name}", code, made), comments, seen
 
     return compiled
 

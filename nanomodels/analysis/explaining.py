@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from nanomodels.analysis.tracing import is_layer, trace
+from nanomodels.analysis.lines import shape_comments, tensors_of, watch_lines
+from nanomodels.analysis.tracing import is_layer, known_names, trace
 from nanomodels.generation.decoding import generate, prefill
 
 SHOWN = 400  # tokens at the end of the text whose insides are shown
@@ -59,6 +60,7 @@ def explain(model, tokenizer, prompt, answer, about):
     page["rows"] = pack_rows(records, layers, numbers)
     page["mamba"] = pack_mamba(records, layers, numbers)
     page["experts"] = pack_experts(model, records, layers, numbers)
+    page["source"] = pack_lines(model, ids, first, layers, numbers)
     page["numbers"] = numbers.directory
     return fill_in(page, numbers.data())
 
@@ -71,8 +73,6 @@ def record(model, ids, first):
         prefill(model, [ids[:first]], cache)
     known = ("attention", "dt", "decay", "x", "B", "C", "scores", "chosen", "weights")
     wanted = {"logits"}
-    from nanomodels.analysis.tracing import known_names
-
     for name in known_names(model):
         if is_layer(name) or name.rpartition(".")[2] in (*known, "state_norm", "in"):
             wanted.add(name)
@@ -359,12 +359,57 @@ def pack_experts(model, records, layers, numbers):
     return packed
 
 
+@torch.inference_mode()
+def pack_lines(model, ids, first, layers, numbers):
+    """What the lines of the decoder's file make, of each layer and token: the root mean square.
+
+    Only of lines with a shape comment that has tokens in it: t, l of a chunk, or rows r.
+    """
+    code = Path(sys.modules[type(model).__module__].__file__).read_text(encoding="utf-8")
+    comments, modules = shape_comments(code), dict(model.named_modules())
+    seen, running = {name: {} for name in layers}, []
+
+    def made(line, place, value):
+        for tensor, comment in tensors_of(value, comments[line]):
+            letters = comment.strip("()").split(", ")
+            dim = next((i for i, letter in enumerate(letters) if letter in "tlr"), None)
+            if not running or dim is None:
+                continue
+            square = tensor.detach().float().square().movedim(dim, 0).flatten(1).mean(1)
+            pieces, _ = seen[running[0]].setdefault(line, ([], list(tensor.shape)))
+            pieces.append(square.sqrt().cpu())
+
+    cache = model.new_cache(1, len(ids))
+    if first:
+        prefill(model, [ids[:first]], cache)
+    hooks = []
+    for name in layers:
+        begin = modules[name].register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        hooks += [begin, modules[name].register_forward_hook(lambda *_: running.clear())]
+    with watch_lines(model, made):
+        model(torch.tensor([ids[first:]], device=cache.positions.device), cache=cache)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for i, name in enumerate(layers):
+        tokens = len(ids) - first
+        rows = {n: (torch.cat(some), s) for n, (some, s) in sorted(seen[name].items())}
+        # Not the line whose -inf hides later tokens.
+        rows = {n: row for n, row in rows.items() if row[0].isfinite().all()}
+        if rows:  # a line that runs twice, as `rotate` does for q and k, as it ran first
+            first_runs = torch.stack([row[:tokens] for row, _ in rows.values()])
+            numbers.add(f"lines.{i}", first_runs, log=True)  # (lines, t)
+        found.append([[n, shape] for n, (_, shape) in rows.items()])
+    name = type(model).__module__.rpartition(".")[2] + ".py"
+    return {"name": name, "code": code.splitlines(), "lines": found}
+
+
 # --- The page ---
 
 
 def fill_in(page, data):
     """explain.html with the page's content."""
-    content = json.dumps(page, ensure_ascii=False, separators=(",", ":"))
+    content = json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":  # so that no text ends the script
         content = content.replace(character, f"\\u{ord(character):04x}")
     template = (Path(__file__).parent / "explain.html").read_text(encoding="utf-8")
