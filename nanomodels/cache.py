@@ -391,18 +391,8 @@ class Cache:
         given, held = [len(row) for row in ids], self.counts[:, 0].tolist()
         if given != held:
             raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
-        path = check_path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent}: no such folder")
-        metadata = {"ids": json.dumps([list(map(int, row)) for row in ids]), "notes": notes}
-        # In a folder of its own, so that several processes can save to the same path.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            try:
-                save_file(self.snapshot(), partial, metadata=metadata)
-            except SafetensorError as error:
-                raise OSError(f"{path}: cannot be written ({error})") from None
-            partial.replace(path)
+        ids = json.dumps([list(map(int, row)) for row in ids])
+        write_tensors(path, self.snapshot(), {"ids": ids, "notes": notes})
 
     def load(self, path):
         """Restore what `save` wrote, for the same model; return its ids, one list for each row.
@@ -491,7 +481,7 @@ def causal_mask(query_positions, key_positions):
     return (mask | (query == PADDING))[:, None]
 
 
-# --- What `restore`, `save` and `load` are given ---
+# --- Files, and what `restore` is given ---
 
 
 def check_positions(positions, counts):
@@ -540,5 +530,23 @@ def check_path(path):
     """The path as a Path; raises ValueError for a folder, a device or a pipe."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: is not a file; give the name of a file for the cache")
+        raise ValueError(f"{path}: is not a file; give the name of a file")
     return path
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a safetensors file that appears only when it is complete; an older one is replaced.
+
+    Raises ValueError if the path is something else than a file; OSError if it cannot be written.
+    """
+    path = check_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    # In a folder of its own, so that several processes can save to the same path.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        try:
+            save_file(tensors, partial, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
+        partial.replace(path)
