@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from nanomodels.checkpoint.finding import SHIPPED, find, origin
 from nanomodels.cli.command import (
     Parser,
     exit_status,
@@ -35,30 +36,40 @@ from nanomodels.cli.terminal import (
 from nanomodels.text.files import read_json
 
 EXAMPLES = """examples:
-  python generate.py "What is the capital of France?"
-  python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
-  python generate.py --model weights/nemotron-h-tiny --no-think "Hello!"
-  python generate.py --prompt-file questions.txt --json > answers.jsonl
-  echo "Tell me a joke." | python generate.py --quiet
+  {command} "What is the capital of France?"
+  {command} --raw "ROMEO" --temperature 0.8 --num-samples 3
+  {command} --model nemotron-tiny "Once upon a time"
+  {command} --model nvidia/Nemotron-Mini-4B-Instruct --quantize int4 "Why is the sky blue?"
+  {command} --prompt-file questions.txt --json > answers.jsonl
+  echo "What is 12 + 30?" | {command} --quiet
 
-Sampling settings that are not given come from the checkpoint's generation_config.json.
-Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for
-a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
+NAME is a folder, a folder in weights/, a shipped model (nanochat-tiny, nemotron-tiny,
+nemotron-h-tiny), or org/name or org/name@revision of the Hugging Face Hub. That one is downloaded
+if it is not in the Hub's cache and huggingface_hub is installed. Sampling settings that are not
+given come from the checkpoint's generation_config.json. Without that file, generation is greedy.
+Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for a fault of this program; with the
+environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+# What fingers type that know other programs.
+HINTS = {
+    "-m": "did you mean --model?",
+    "-n": "did you mean --max-new-tokens?",
+    "-f": "did you mean --prompt-file?",
+    "-p": "the prompt needs no option",
+    "--prompt": "the prompt needs no option",
+}
 BATCH = 16  # prompts of a file that run at the same time
 
 
-def parse_arguments(argv):
-    parser = Parser("generate.py", __doc__, EXAMPLES)
+def parse_arguments(argv, prog="generate.py"):
+    parser = Parser(prog, __doc__, EXAMPLES, HINTS)
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to answer or to continue")
     add(
         "--model",
-        type=Path,
-        default=WEIGHTS / "nanochat-tiny",
-        metavar="FOLDER",
-        help="checkpoint [nanochat-tiny]",
+        default=SHIPPED / "nanochat-tiny",
+        metavar="NAME",
+        help="a folder, a shipped model, or org/name of the Hub [nanochat-tiny]",
     )
     add("--raw", action="store_true", help="continue the text, without a chat template")
     add("--system", metavar="TEXT", help="system message of the chat")
@@ -105,11 +116,15 @@ def parse_arguments(argv):
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
-    return parser.parse_args(argv)
+    parser.set_defaults(chat=prog == "nanomodels chat")
+    args = parser.parse_args(argv)
+    if args.chat and (args.prompt is not None or args.prompt_file is not None):
+        parser.error("a chat takes no prompt; type it when the chat has begun")
+    return args
 
 
-def main(argv=None):
-    status = exit_status("generate.py", lambda: run(parse_arguments(argv)))
+def main(argv=None, prog="generate.py"):
+    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)))
     if status in (1, 2, 141):
         discard_stdout()
     return status
@@ -138,24 +153,25 @@ def run(args):
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
-    # Before loading, so that a bad setting is reported at once.
-    settings = generation_settings(args, generation_config(args.model))
-
     catch_interrupts()
+    folder = find(args.model)
+    # Before loading, so that a bad setting is reported at once.
+    settings = generation_settings(args, generation_config(folder))
+
     if device == "cpu":
         keep_memory()
     began = time.perf_counter()
     show = None if args.quiet else show_loading
-    model = load(args.model, device, dtype, show, args.era, args.quantize)
+    model = load(folder, device, dtype, show, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
-    tokenizer = Tokenizer.load(args.model)
+    tokenizer = Tokenizer.load(folder)
     settings = replace(settings, vocab_size=tokenizer.vocab_size)
     if not args.quiet:
         report(
             "load",
             f"{time.perf_counter() - began:.2f} s",
-            args.model.resolve().name,
+            origin(folder)[0],
             f"{parameter_count(model) / 1e6:.1f}M parameters",
             " and ".join(formats(model)),
             f"{device_of(model)}",
@@ -190,7 +206,7 @@ def generation_config(folder):
     path = folder / "generation_config.json"
     if path.is_file():
         return read_json(path)
-    return GENERATION_CONFIG if folder.is_dir() and not (folder / "config.json").is_file() else {}
+    return {} if (folder / "config.json").is_file() else GENERATION_CONFIG
 
 
 def start_chat(args, tokenizer):
