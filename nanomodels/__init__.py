@@ -37,6 +37,7 @@ _LAZY = {
     "Tokenizer": "nanomodels.text.tokenizer",
     "generate": "nanomodels.generation.decoding",
     "generate_batch": "nanomodels.generation.decoding",
+    "__version__": "nanomodels.cli.version",
 }
 __all__ = list(_LAZY)
 
