@@ -40,6 +40,7 @@ _LAZY = {
     "Chat": "nanomodels.generation.conversation",
     "score": "nanomodels.analysis.scoring",
     "trace": "nanomodels.analysis.tracing",
+    "__version__": "nanomodels.cli.version",
 }
 __all__ = list(_LAZY)
 

@@ -18,6 +18,7 @@ import torch
 
 from nanomodels import nanochat
 from nanomodels.checkpoint import loading
+from nanomodels.checkpoint.finding import COMPANIONS, SHIPPED_NAMES, find, origin
 from nanomodels.checkpoint.names import left_out, numbers, pattern
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.checkpoint.writing import (
@@ -39,15 +40,9 @@ from nanomodels.checkpoint.writing import (
     write,
 )
 from nanomodels.linears.quantized import parts_of
-from nanomodels.text.files import check_file, read_json, read_text
+from nanomodels.text.files import check_file, read_json
 from nanomodels.text.nanochat_pickle import hub_files
 
-# Files that are copied as they are.
-COMPANIONS = (
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.model"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-)
 # All files that a converted folder can have.
 CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json", MARK)
 ALIGNMENT = 64  # bytes, in our layout: a cache line, and the width of the widest vector register
@@ -70,7 +65,7 @@ def convert(
     force=False,
     progress=lambda done, total: None,
 ):
-    """Write the checkpoint in folder `src` as a new folder `dst`, in the layout `to`.
+    """Write the checkpoint `src`, a folder or a name, as a new folder `dst`, in the layout `to`.
 
     dst None is a folder in `weights`, named after the checkpoint. dtype, the name of one, None for
     each tensor's own. step and era are a nanochat training folder's, as for loading.read.
@@ -78,9 +73,8 @@ def convert(
     Raises ValueError, FileNotFoundError or another OSError; then nothing has changed.
     """
     check_options(to, quantize, quantize_head)
-    suffix = "-hf" if to == "hf" else f"-{quantize}" if quantize else ""
-    dst = dst or weights / (origin(src)[0].split("/")[-1] + suffix)
-    dst = check_target(src, dst, force)
+    src = find(src)
+    dst = check_target(src, dst or weights / default_name(src, to, quantize), force)
     source = loading.read(src, era, step, quantize, quantize_head)
     if to == "hf" and not source.architecture.HUB_NAMES:
         model_type = source.config["model_type"]
@@ -131,6 +125,15 @@ def check_options(to, quantize, quantize_head):
         raise ValueError(f"--quantize {quantize}: the Hub's layout has no such weights")
 
 
+def default_name(src, to, quantize):
+    """The name of the target where none is given."""
+    suffix = "-hf" if to == "hf" else f"-{quantize}" if quantize else ""
+    name = origin(src)[0].split("/")[-1] + suffix
+    if name in SHIPPED_NAMES:
+        raise ValueError(f"{name} is the name of a shipped model; give another DST")
+    return name
+
+
 def check_target(src, dst, force):
     """The folder to write, as an absolute path. Refuse one where other files would be lost."""
     src, dst = src.resolve(), Path(os.path.abspath(dst))
@@ -161,19 +164,6 @@ def foreign(folder):
     if others := sorted({*folder.rglob("*")} - ours):
         return f"{others[0]} is no part of a checkpoint"
     return None
-
-
-def origin(folder):
-    """A checkpoint's name, and its revision or None, by where its folder lies."""
-    folder = folder.resolve()
-    # The Hub's cache: models--OWNER--NAME/snapshots/REVISION.
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
-    # A download with local_dir.
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        metadata = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
-        return folder.name, read_text(metadata).split()[0]
-    return folder.name, None
 
 
 # --- What to write ---

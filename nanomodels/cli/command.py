@@ -1,6 +1,7 @@
 """Options and exit statuses of the commands. Nothing here imports torch, so --help is fast."""
 
 import argparse
+import difflib
 import os
 import secrets
 import traceback
@@ -10,16 +11,36 @@ from nanomodels.text.files import one_line, read_json, say
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong option in one line, like every other error."""
+    """A parser that reports a wrong option in one line, like every other error.
 
-    def __init__(self, prog, description, examples):
+    {command} in the examples is what the user types. hints: {an option of other programs: text}.
+    """
+
+    def __init__(self, prog, description, examples, hints=()):
         super().__init__(
             prog=prog,
             allow_abbrev=False,
             description=description,
-            epilog=examples,
+            epilog=examples.format(command=f"python {prog}" if prog.endswith(".py") else prog),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.hints = dict(hints)
+
+    def parse_args(self, args=None):
+        parsed, unknown = self.parse_known_args(args)
+        options = [word.split("=")[0] for word in unknown if word.startswith("-")]
+        if options:
+            self.error(f"{options[0]} is no option; {self.hint(options[0])}".rstrip("; "))
+        if unknown:
+            self.error(f"unexpected {unknown[0]!r}; put a text of several words in quotes")
+        return parsed
+
+    def hint(self, option):
+        """What somebody may want who types an option that is none."""
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        longer = [name for name in options if name.startswith(option) and len(option) > 3]
+        similar = longer or difflib.get_close_matches(option, options, n=1)
+        return self.hints.get(option) or (f"did you mean {similar[0]}?" if similar else "")
 
     def error(self, message):
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")

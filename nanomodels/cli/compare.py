@@ -32,8 +32,8 @@ Exit status: 0 the same, 1 not the same, 2 bad input, 130 after Ctrl-C.
 def parse_arguments(argv):
     parser = Parser("nanomodels compare", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="checkpoint")
-    add("other", type=Path, metavar="OTHER", nargs="?", help="checkpoint [transformers' model]")
+    add("model", metavar="MODEL", help="a folder, a shipped model, or org/name of the Hub")
+    add("other", metavar="OTHER", nargs="?", help="a second one [transformers' model of MODEL]")
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, help="for rounding and text [the checkpoint's]")
     add("--text", type=Path, metavar="FILE", help="what both read [five lines about a mill]")
@@ -59,15 +59,17 @@ def run(args):
     import torch
 
     from nanomodels.analysis import comparing
+    from nanomodels.checkpoint.finding import find
 
     catch_interrupts()
-    ids = text_ids(args, text or comparing.TEXT)
+    folder = find(args.model)
+    ids = text_ids(folder, args, text or comparing.TEXT)
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     if args.other is not None:
         for name in ("first", "patch_known", "dtype"):
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} goes with one checkpoint")
-        report = comparing.compare_ours((args.model, args.other), ids)
+        report = comparing.compare_ours((folder, find(args.other)), ids)
     else:
         try:
             import transformers
@@ -79,7 +81,7 @@ def run(args):
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         report = comparing.compare(
-            args.model, ids, dtype=dtype, first=args.first, patch_known=args.patch_known
+            folder, ids, dtype=dtype, first=args.first, patch_known=args.patch_known
         )
     if args.json:
         print(json.dumps(asdict(report) | {"same": report.same}))
@@ -88,15 +90,15 @@ def run(args):
     return report.same
 
 
-def text_ids(args, text):
+def text_ids(folder, args, text):
     """The token ids that both sides read."""
     from nanomodels.checkpoint.loading import load
     from nanomodels.text.tokenizer import Tokenizer
 
-    model = load(args.model)
+    model = load(folder)
     chunk = getattr(model.config, "chunk_size", 36)
     wanted = args.tokens or chunk * 5 // 2
-    ids = Tokenizer.load(args.model).encode(text)
+    ids = Tokenizer.load(folder).encode(text)
     if args.text is None:
         ids *= -(-wanted // len(ids))
     ids = ids[: min(wanted, model.context_length)]

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from nanomodels.checkpoint.finding import SHIPPED, find, origin
 from nanomodels.cli.batch import run_batch, write_json
 from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
 from nanomodels.cli.history import History, history_path
@@ -25,29 +26,39 @@ from nanomodels.generation.settings import generation_config
 from nanomodels.text.files import read_text
 
 EXAMPLES = """examples:
-  python generate.py "What is the capital of France?"
-  python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
-  python generate.py --model weights/nemotron-h-tiny --no-think "Hello!"
-  python generate.py --prompt-file questions.txt --json > answers.jsonl
-  echo "Tell me a joke." | python generate.py --quiet
+  {command} "What is the capital of France?"
+  {command} --raw "ROMEO" --temperature 0.8 --num-samples 3
+  {command} --model nemotron-tiny "Once upon a time"
+  {command} --model nvidia/Nemotron-Mini-4B-Instruct --quantize int4 "Why is the sky blue?"
+  {command} --prompt-file questions.txt --json > answers.jsonl
+  echo "What is 12 + 30?" | {command} --quiet
 
-Sampling settings that are not given come from the checkpoint's generation_config.json.
-Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for
-a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
+NAME is a folder, a folder in weights/, a shipped model (nanochat-tiny, nemotron-tiny,
+nemotron-h-tiny), or org/name or org/name@revision of the Hugging Face Hub. That one is downloaded
+if it is not in the Hub's cache and huggingface_hub is installed. Sampling settings that are not
+given come from the checkpoint's generation_config.json. Without that file, generation is greedy.
+Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for a fault of this program; with the
+environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
+# What fingers type that know other programs.
+HINTS = {
+    "-m": "did you mean --model?",
+    "-n": "did you mean --max-new-tokens?",
+    "-f": "did you mean --prompt-file?",
+    "-p": "the prompt needs no option",
+    "--prompt": "the prompt needs no option",
+}
 
 
-def parse_arguments(argv):
-    parser = Parser("generate.py", __doc__, EXAMPLES)
+def parse_arguments(argv, prog="generate.py"):
+    parser = Parser(prog, __doc__, EXAMPLES, HINTS)
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to answer or to continue")
     add(
         "--model",
-        type=Path,
-        default=WEIGHTS / "nanochat-tiny",
-        metavar="FOLDER",
-        help="checkpoint [nanochat-tiny]",
+        default=SHIPPED / "nanochat-tiny",
+        metavar="NAME",
+        help="a folder, a shipped model, or org/name of the Hub [nanochat-tiny]",
     )
     add("--raw", action="store_true", help="continue the text, without a chat template")
     add("--system", metavar="TEXT", help="system message of the chat")
@@ -119,11 +130,15 @@ def parse_arguments(argv):
         help="with --json: log-probabilities of each token and of the K likeliest",
     )
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
-    return parser.parse_args(argv)
+    parser.set_defaults(chat=prog == "nanomodels chat")
+    args = parser.parse_args(argv)
+    if args.chat and (args.prompt is not None or args.prompt_file is not None):
+        parser.error("a chat takes no prompt; type it when the chat has begun")
+    return args
 
 
-def main(argv=None):
-    status = exit_status("generate.py", lambda: run(parse_arguments(argv)))
+def main(argv=None, prog="generate.py"):
+    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)))
     if status in (1, 2, 141):
         discard_stdout()
     return status
@@ -155,18 +170,19 @@ def run(args):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     if rows is None and (args.json or args.num_samples != 1):
         raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-    # Before loading, so that a bad setting is reported at once.
-    settings = generation_settings(args, generation_config(args.model))
-
     catch_interrupts()
+    folder = find(args.model)
+    # Before loading, so that a bad setting is reported at once.
+    settings = generation_settings(args, generation_config(folder))
+
     if device == "cpu":
         keep_memory()
     if rows is None:
         with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
-            chat = start_chat(args, settings, *load_checkpoint(args, device, dtype))
+            chat = start_chat(args, settings, *load_checkpoint(args, folder, device, dtype))
             converse(chat, messages, args.quiet)
         return
-    model, tokenizer = load_checkpoint(args, device, dtype)
+    model, tokenizer = load_checkpoint(args, folder, device, dtype)
     if args.prompt_file is None and args.num_samples == 1:
         answer_once(args, start_chat(args, settings, model, tokenizer), rows)
         return
@@ -175,23 +191,23 @@ def run(args):
     run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
 
 
-def load_checkpoint(args, device, dtype):
-    """The model and the tokenizer."""
+def load_checkpoint(args, folder, device, dtype):
+    """The model and the tokenizer in a folder."""
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
     from nanomodels.linears.sizes import device_of, formats, parameter_count
 
     began = time.perf_counter()
     with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
-        model = load(args.model, device, dtype, progress, args.era, args.quantize)
+        model = load(folder, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
-    tokenizer = Tokenizer.load(args.model)
+    tokenizer = Tokenizer.load(folder)
     if not args.quiet:
         report(
             "load",
             f"{time.perf_counter() - began:.2f} s",
-            args.model.resolve().name,
+            origin(folder)[0],
             f"{parameter_count(model) / 1e6:.1f}M parameters",
             " and ".join(formats(model)),
             f"{device_of(model)}",

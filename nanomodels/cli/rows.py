@@ -63,8 +63,8 @@ def read_rows(args):
         return read_file(args.prompt_file)
     if args.prompt is not None:
         where, text = "the argument", args.prompt
-    elif sys.stdin is not None and sys.stdin.isatty():
-        return [] if args.save_state else None
+    elif args.chat or (sys.stdin is not None and sys.stdin.isatty()):
+        return [] if args.save_state and not args.chat else None
     else:
         where, text = "standard input", read_input().replace("\r\n", "\n").replace("\r", "\n")
         text = text.removeprefix("\ufeff").rstrip("\n")

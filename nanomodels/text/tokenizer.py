@@ -14,8 +14,8 @@ Each folder can also have a chat template, which chat_template.py renders.
 
 import hashlib
 import re
-from pathlib import Path
 
+from nanomodels.checkpoint.finding import find
 from nanomodels.text import chat_template, hub_json, nanochat_pickle, plain_chat, sentencepiece
 from nanomodels.text.bpe import WHITESPACE
 from nanomodels.text.files import one_line
@@ -60,12 +60,14 @@ class Tokenizer:
     def load(folder):
         """Read a folder with tokenizer.json (Hub), tokenizer.pkl (nanochat) or a .model file.
 
+        folder: a path, or a name that checkpoint/finding.py knows, as for `load`.
         For a training folder of nanochat, `pickle_paths` says where tokenizer.pkl can be.
         Raises FileNotFoundError if there is no tokenizer. Raises ValueError with file, key and
         found value if a file is damaged or needs something that is not supported here.
         """
+        folder = find(folder, weights=False)
         try:
-            codec, added, *rest = Tokenizer._read(Path(folder))
+            codec, added, *rest = Tokenizer._read(folder)
             size = sum(len(token["content"]) for token in added)
             if size > LONGEST_NAMES:
                 raise ValueError(
