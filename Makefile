@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 SMALLER = $(if $(shell grep -m 1 avx512f /proc/cpuinfo),avx2,default)
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 help:
 	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
@@ -34,7 +34,7 @@ bench: .venv/test
 	$(BIN)/python tests/bench.py $(if $(DEVICE),--device $(DEVICE)) $(BENCH)
 
 lint: .venv/test
-	$(PIP) ruff
+	$(PIP) --quiet ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -43,6 +43,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/demo: pyproject.toml constraints.txt
+	@$(PYTHON) nanomodels/cli/start.py || { echo "give another: make demo PYTHON=python3.12"; exit 2; } >&2
 	@echo "setting up .venv (once; downloads PyTorch) ..."
 	$(PYTHON) -m venv .venv
 	$(PIP) -e .

@@ -1,7 +1,7 @@
 """NanoChat, Nemotron and Nemotron-H in plain PyTorch; see README.md.
 
 The modules in this folder are the decoders and what they import. The folders are the machinery:
-checkpoint, text, linears, generation, cli.
+checkpoint, text, linears, generation, analysis, cli.
 
 Words that the code uses:
 
@@ -37,6 +37,10 @@ _LAZY = {
     "Tokenizer": "nanomodels.text.tokenizer",
     "generate": "nanomodels.generation.decoding",
     "generate_batch": "nanomodels.generation.decoding",
+    "Chat": "nanomodels.generation.conversation",
+    "score": "nanomodels.analysis.scoring",
+    "trace": "nanomodels.analysis.tracing",
+    "__version__": "nanomodels.cli.version",
 }
 __all__ = list(_LAZY)
 

@@ -19,7 +19,7 @@ its row, or -1 for padding. `begin` computes the mask from these numbers.
 Five ways to keep a state and go back to it:
 
     savepoint, rollback    undo all calls since the last savepoint; copies nothing
-    truncate               keep the first n tokens of each row; not with Mamba-2 states
+    mark, truncate         keep the first n tokens of each row; with Mamba-2 states, n has a mark
     snapshot, restore      copy all that is held, as often as wanted; also into another cache
     save, load             a snapshot in a file, with the token ids
     clone                  a second cache; copies all memory, the free slots too
@@ -38,6 +38,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -74,6 +75,11 @@ class KV:
     def reorder(self, rows):
         self.k, self.v = self.k[rows], self.v[rows]
 
+    def grow(self, slots):
+        """Add free slots."""
+        self.k = F.pad(self.k, (0, 0, 0, slots))
+        self.v = F.pad(self.v, (0, 0, 0, slots))
+
 
 @dataclass
 class Ids:
@@ -101,6 +107,10 @@ class Ids:
 
     def reorder(self, rows):
         self.ids = self.ids[rows]
+
+    def grow(self, slots):
+        """Add free slots."""
+        self.ids = F.pad(self.ids, (0, slots))
 
 
 @dataclass
@@ -204,6 +214,7 @@ class Cache:
         self.counts = torch.zeros((batch, 1), dtype=torch.long, device=device)  # tokens of each row
         # Which savepoint is valid: the one with the same object.
         self.version = object()
+        self.marks = {}  # length: the entries at that length; for `truncate` with SSM states
 
     def begin(self, batch, tokens, attention_mask=None):
         """Give the tokens of a call their slots, positions and mask.
@@ -274,20 +285,42 @@ class Cache:
             has_padding=savepoint.has_padding,
             counts=savepoint.counts,
             entries=savepoint.entries,
+            marks=self.marks_to(savepoint.length),
         )
         self.positions[:, self.length :] = PADDING
+
+    @property
+    def state_bytes(self):
+        """Bytes of the SSM states of one length: what a mark keeps in memory."""
+        layers = [entry for entry in self.entries if isinstance(entry, SSM)]
+        return sum(entry.window.nbytes + entry.state.nbytes for entry in layers)
+
+    def mark(self):
+        """Keep the SSM states of this length, so that `truncate` can go back to it.
+
+        Nothing is copied. A mark ends when it is deleted from `marks`, or when the cache goes back
+        to before it, is reordered or restored. A clone has marks of its own.
+        Raises ValueError if the cache has padding.
+        """
+        if self.has_padding:
+            raise ValueError("a cache with padding cannot have marks; take a savepoint()")
+        self.marks[self.length] = self.entries
+
+    def marks_to(self, length):
+        """The marks of this length and of smaller ones."""
+        return {n: entries for n, entries in self.marks.items() if n <= length}
 
     @torch.inference_mode()
     def truncate(self, length):
         """Keep the first `length` tokens of every row.
 
         Raises ValueError if length is negative, if it is more than the longest row has, or if the
-        cache has SSM states.
+        cache has SSM states and no mark there.
         """
-        if self.has_ssm:
+        if self.has_ssm and length not in self.marks:
             raise ValueError(
-                "a cache with Mamba-2 states cannot be truncated; take a savepoint() or a "
-                "snapshot() first, and go back to that"
+                f"a cache with Mamba-2 states cannot be truncated to {length}, only to a mark: "
+                f"{sorted(self.marks) or 'there is none'}; set one with mark() on the way"
             )
         longest = int(self.counts.max())
         if not 0 <= length <= longest:
@@ -298,6 +331,8 @@ class Cache:
             version=object(),
             length=int(kept[-1]) + 1 if len(kept) else 0,
             counts=self.counts.clamp(max=length),
+            entries=self.marks.get(length, self.entries),
+            marks=self.marks_to(length),
         )
         self.positions[self.positions >= length] = PADDING
 
@@ -339,34 +374,25 @@ class Cache:
         for i, entry in enumerate(self.entries):
             if isinstance(entry, Ids):
                 entry.check(snapshot[f"entries.{i}.ids"])
-        self.version = object()
+        self.version, self.marks = object(), {}
         for name, view in views.items():
             view.copy_(snapshot[name])
         self.length = length
         self.has_padding = bool((self.positions[:, :length] == PADDING).any())
 
-    def save(self, path, ids):
+    def save(self, path, ids, notes=""):
         """Write a snapshot to a safetensors file, with the token ids that it was made from.
 
-        ids has one list for each row. The file appears only when it is complete; an older one is
-        replaced. Raises ValueError if the ids are not as many as the cache holds, or if the path is
-        something else than a file; OSError if the file cannot be written.
+        ids has one list for each row; notes is a text that is kept with them. The file appears only
+        when it is complete; an older one is replaced. Raises ValueError if the ids are not as many
+        as the cache holds, or if the path is something else than a file; OSError if the file cannot
+        be written.
         """
         given, held = [len(row) for row in ids], self.counts[:, 0].tolist()
         if given != held:
             raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
-        path = check_path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent}: no such folder")
         ids = json.dumps([list(map(int, row)) for row in ids])
-        # In a folder of its own, so that several processes can save to the same path.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            try:
-                save_file(self.snapshot(), partial, metadata={"ids": ids})
-            except SafetensorError as error:
-                raise OSError(f"{path}: cannot be written ({error})") from None
-            partial.replace(path)
+        write_tensors(path, self.snapshot(), {"ids": ids, "notes": notes})
 
     def load(self, path):
         """Restore what `save` wrote, for the same model; return its ids, one list for each row.
@@ -374,25 +400,27 @@ class Cache:
         Raises FileNotFoundError, or ValueError for a file that is incomplete, contradicts itself or
         does not fit; then the cache is as it was.
         """
-        path = check_path(path)
+        saved = read_saved(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                ids = json.loads((file.metadata() or {})["ids"])
-                snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if not all(type(row) is list for row in (ids, *ids)):
-                raise ValueError("its ids are not one list for each row")
-            if [len(row) for row in ids] != snapshot["counts"][:, 0].tolist():
-                raise ValueError("its ids are not as many as its tokens")
-            if not all(type(i) is int and i >= 0 for row in ids for i in row):
-                raise ValueError("its ids are not all numbers from 0 on")
-        except READING_ERRORS as error:
-            reason = str(error)[:200]
-            raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
-        try:
-            self.restore(snapshot)
+            self.restore(saved.snapshot)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return ids
+        return saved.ids
+
+    @torch.inference_mode()
+    def grow(self, max_length):
+        """Make room for max_length tokens a row, if there is less. All that is held stays.
+
+        Not for the rope types dynamic and longrope: their keys depend on max_length.
+        """
+        more = max_length - self.max_length
+        if more <= 0:
+            return
+        for entry in self.entries:
+            if isinstance(entry, (KV, Ids)):
+                entry.grow(more)
+        self.positions = F.pad(self.positions, (0, more), value=PADDING)
+        self.max_length = max_length
 
     def clone(self):
         """A deep copy. Neither cache ever changes the other."""
@@ -401,7 +429,7 @@ class Cache:
     def reorder(self, rows):
         """Keep the given rows, in that order. A row may be given several times, or not at all."""
         rows = torch.as_tensor(rows, device=self.positions.device)
-        self.version = object()
+        self.version, self.marks = object(), {}
         self.positions, self.counts = self.positions[rows], self.counts[rows]
         for entry in self.entries:
             if entry is not None:
@@ -453,7 +481,7 @@ def causal_mask(query_positions, key_positions):
     return (mask | (query == PADDING))[:, None]
 
 
-# --- What `restore`, `save` and `load` are given ---
+# --- Files, and what `restore` is given ---
 
 
 def check_positions(positions, counts):
@@ -466,9 +494,59 @@ def check_positions(positions, counts):
         raise ValueError("the snapshot's positions do not number the tokens of each row")
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What `Cache.save` wrote."""
+
+    snapshot: dict  # name: tensor, mapped from the file
+    ids: list  # one list for each row
+    notes: str
+
+
+def read_saved(path):
+    """Read a file of `Cache.save`: a Saved.
+
+    Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
+    """
+    path = check_path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            ids = json.loads(metadata["ids"])
+            snapshot = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not all(type(row) is list for row in (ids, *ids)):
+            raise ValueError("its ids are not one list for each row")
+        if [len(row) for row in ids] != snapshot["counts"][:, 0].tolist():
+            raise ValueError("its ids are not as many as its tokens")
+        if not all(type(i) is int and i >= 0 for row in ids for i in row):
+            raise ValueError("its ids are not all numbers from 0 on")
+    except READING_ERRORS as error:
+        reason = str(error)[:200]
+        raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
+    return Saved(snapshot, ids, metadata.get("notes", ""))
+
+
 def check_path(path):
     """The path as a Path; raises ValueError for a folder, a device or a pipe."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: is not a file; give the name of a file for the cache")
+        raise ValueError(f"{path}: is not a file; give the name of a file")
     return path
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a safetensors file that appears only when it is complete; an older one is replaced.
+
+    Raises ValueError if the path is something else than a file; OSError if it cannot be written.
+    """
+    path = check_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    # In a folder of its own, so that several processes can save to the same path.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        try:
+            save_file(tensors, partial, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
+        partial.replace(path)

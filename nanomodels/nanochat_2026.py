@@ -375,7 +375,8 @@ def config_from_hub(hub):
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
         raise ValueError(f"window_pattern is {pattern!r:.80}; it must be letters S and L")
     reach = {"S": era.short(context), "L": context}
-    windows = [reach[pattern[i % len(pattern)].upper()] for i in range(layers)]
+    windows = tuple(reach[letter] for letter in pattern.upper())
+    windows *= layers // len(windows) + 1  # may be too many layers; nothing is computed for each
     return Config(
         vocab_size=vocab_size,
         hidden_size=m,
@@ -385,7 +386,7 @@ def config_from_hub(hub):
         num_key_value_heads=groups,
         head_dim=m // heads,
         max_position_embeddings=context,
-        windows=(*windows[:-1], reach["L"]),  # the last layer is always L
+        windows=(*windows[: layers - 1], reach["L"]),  # the last layer is always L
         rms_norm_eps=torch.finfo(torch.float32).eps,  # F.rms_norm's default
         final_logit_softcapping=era.softcap,
         qk_scale=era.qk_scale,

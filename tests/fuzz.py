@@ -299,6 +299,7 @@ def sentencepiece_model():
         vocab_size=400,
         model_type="bpe",
         byte_fallback=True,
+        normalization_rule_name="identity",  # others are refused
         minloglevel=2,
     )
     return model.getvalue()

@@ -41,6 +41,14 @@ def attention(tmp_path_factory):
     return nanomodels.load(folder)
 
 
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    """A model with Mamba-2 layers."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    random_nemotron_h(8).save_pretrained(folder)
+    return nanomodels.load(folder)
+
+
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.inference_mode():
@@ -112,15 +120,58 @@ def test_truncating_frees_slots(attention):
             cache.truncate(length)
 
 
-def test_a_cache_with_mamba_states_refuses_to_be_truncated(tmp_path):
+def test_a_cache_with_mamba_states_is_truncated_to_marks_only(hybrid):
     """H21: keys of 8 tokens beside a state of 12 would be the cache of no text."""
-    random_nemotron_h(8).save_pretrained(tmp_path)
-    model = nanomodels.load(tmp_path)
-    cache, ids = model.new_cache(1, 20), random_ids(model, 1, 12)
-    model(ids, cache=cache)
-    with pytest.raises(ValueError, match=r"cannot be truncated; take a savepoint\(\)"):
+    cache, ids = hybrid.new_cache(1, 20), random_ids(hybrid, 1, 12)
+    hybrid(ids[:, :5], cache=cache)
+    with pytest.raises(ValueError, match="to 3, only to a mark: there is none; set one with mark"):
+        cache.truncate(3)
+    cache.mark()
+    clone = cache.clone()
+    hybrid(ids[:, 5:], cache=cache)
+    cache.mark()
+    with pytest.raises(ValueError, match=r"to 8, only to a mark: \[5, 12\]"):
         cache.truncate(8)
-    close(model(ids[:, :3], cache=cache), model(torch.cat((ids, ids[:, :3]), 1), logits_to_keep=3))
+    more = random_ids(hybrid, 1, 3, seed=1)
+    for again in (cache, cache, clone):
+        again.truncate(5)
+        close(hybrid(more, cache=again), hybrid(torch.cat((ids[:, :5], more), 1), logits_to_keep=3))
+        assert list(again.marks) == [5], "the other was later"
+
+
+def test_a_mark_keeps_only_the_states(hybrid):
+    """Of the keys and values there is one copy, however many marks."""
+    cache = hybrid.new_cache(1, 20)
+    keys = [entry.k.data_ptr() for entry in cache.entries if isinstance(entry, KV)]
+    for token in random_ids(hybrid, 1, 6).split(1, dim=1):
+        hybrid(token, cache=cache)
+        cache.mark()
+    states = {}
+    for entries in cache.marks.values():
+        assert [entry.k.data_ptr() for entry in entries if isinstance(entry, KV)] == keys
+        layers = [entry for entry in entries if isinstance(entry, SSM)]
+        states |= {t.data_ptr(): t.nbytes for e in layers for t in (e.window, e.state)}
+    assert sum(states.values()) == 6 * cache.state_bytes > 0
+
+
+def test_a_cache_that_grows_goes_on_and_keeps_its_marks(model):
+    ids = random_ids(model, 1, 30)
+    cache = model.new_cache(1, 6)
+    model(ids[:, :4], cache=cache)
+    cache.mark()
+    model(ids[:, 4:6], cache=cache)
+    savepoint = cache.savepoint()
+    cache.grow(5)
+    assert cache.max_length == 6, "it never shrinks"
+    cache.grow(30)
+    full = model(ids)
+    close(model(ids[:, 6:], cache=cache), full[:, 6:])
+    cache.rollback(savepoint)
+    close(model(ids[:, 6:], cache=cache), full[:, 6:])
+    cache.truncate(4)
+    close(model(ids[:, 4:], cache=cache), full[:, 4:])
+    with pytest.raises(ValueError, match="30 are used and 1 more"):
+        model(ids[:, :1], cache=cache)
 
 
 @pytest.mark.parametrize("suffix", [1, 2, 9])

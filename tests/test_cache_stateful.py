@@ -68,6 +68,7 @@ class Held:
     rows: list  # the ids of each row
     savepoint: tuple | None = None  # (the valid savepoint, rows)
     invalid: list = field(default_factory=list)  # other savepoints
+    marks: set = field(default_factory=set)  # lengths
 
     def invalidate(self):
         if self.savepoint is not None:
@@ -204,7 +205,7 @@ def machine(model, alone, folder):
         @rule(data=st.data())
         def clone(self, data):
             held = self.pick(data)
-            self.held.append(Held(held.cache.clone(), held.rows))
+            self.held.append(Held(held.cache.clone(), held.rows, marks={*held.marks}))
             self.held[-1].invalid = [held.savepoint[0]] if held.savepoint else []
             del self.held[:-MOST_CACHES]
 
@@ -214,19 +215,41 @@ def machine(model, alone, folder):
             row = st.integers(0, len(held.rows) - 1)
             order = data.draw(st.lists(row, min_size=1, max_size=MOST_ROWS), "order")
             held.cache.reorder(order)
-            held.rows = [held.rows[i] for i in order]
+            held.rows, held.marks = [held.rows[i] for i in order], set()
             held.invalidate()
+
+        @rule(data=st.data())
+        def mark(self, data):
+            held = self.pick(data)
+            if held.cache.has_padding:
+                with pytest.raises(ValueError, match="padding cannot have marks"):
+                    held.cache.mark()
+            else:
+                held.cache.mark()
+                held.marks.add(held.cache.length)
+
+        @rule(data=st.data())
+        def grow(self, data):
+            held = self.pick(data)
+            slots = data.draw(st.integers(1, SLOTS), "slots")
+            before = held.cache.max_length
+            held.cache.grow(slots)
+            assert held.cache.max_length == max(before, slots)
 
         @rule(data=st.data())
         def truncate(self, data):
             held = self.pick(data)
-            length = data.draw(st.integers(0, max(map(len, held.rows))), "length")
-            if held.cache.has_ssm:
+            lengths = st.integers(0, max(map(len, held.rows)))
+            if held.marks:
+                lengths |= st.sampled_from(sorted(held.marks))
+            length = data.draw(lengths, "length")
+            if held.cache.has_ssm and length not in held.marks:
                 with pytest.raises(ValueError, match="cannot be truncated"):
                     held.cache.truncate(length)
             else:
                 held.cache.truncate(length)
                 held.rows = [row[:length] for row in held.rows]
+                held.marks = {n for n in held.marks if n <= length}
                 held.invalidate()
 
         @rule(data=st.data())
@@ -244,7 +267,7 @@ def machine(model, alone, folder):
             fits = snapshot["positions"].shape[1] <= held.cache.max_length
             if fits and len(rows) == len(held.rows):
                 held.cache.restore(snapshot)
-                held.rows = rows
+                held.rows, held.marks = rows, set()
                 held.invalidate()
             else:
                 with pytest.raises(ValueError, match="the snapshot"):
@@ -271,6 +294,7 @@ def machine(model, alone, folder):
             if held.savepoint is not None:
                 held.cache.rollback(held.savepoint[0])
                 held.rows = held.savepoint[1]
+                held.marks = {n for n in held.marks if n <= held.cache.length}
             for savepoint in held.invalid:
                 with pytest.raises(ValueError, match="the savepoint is not valid"):
                     held.cache.rollback(savepoint)
@@ -322,6 +346,7 @@ def machine(model, alone, folder):
             alone.steps += 1
             for held in self.held:
                 assert held.cache.counts[:, 0].tolist() == [len(row) for row in held.rows]
+                assert {*held.cache.marks} == held.marks
                 if held.cache.length < held.cache.max_length:
                     copy = held.cache.clone()
                 else:

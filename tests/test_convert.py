@@ -572,17 +572,18 @@ def test_a_source_that_changes_meanwhile_is_noticed(
     source, target, refused, monkeypatch, change, dtype
 ):
     shard = sorted(source.glob("*.safetensors"))[-1]
-    add = writing.Progress.add
+    write_part, written = writing.write_part, []
 
-    def meddle(self, size):
-        add(self, size)
-        if self.done == size:  # the first tensor is written
+    def meddle(*args):
+        write_part(*args)
+        if not written:
             if change == "gone":
                 shard.unlink()
             else:
                 os.truncate(shard, 4096 if change == "cut" else shard.stat().st_size + 1)
+        written.append(args)
 
-    monkeypatch.setattr(writing.Progress, "add", meddle)
+    monkeypatch.setattr(writing, "write_part", meddle)
     refused(source, target, *dtype, words=[shard, "has changed while it was read"])
 
 
@@ -605,10 +606,10 @@ def slow(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(
         "import sys, time\nimport convert_hf\nfrom nanomodels.checkpoint import writing\n"
-        "add = writing.Progress.add\n"
-        "def slowly(self, size):\n    add(self, size)\n    print('.', flush=True)\n"
+        "write_part = writing.write_part\n"
+        "def slowly(*args):\n    write_part(*args)\n    print('.', flush=True)\n"
         "    time.sleep(0.3)\n"
-        "writing.Progress.add = slowly\nsys.exit(convert_hf.main())\n"
+        "writing.write_part = slowly\nsys.exit(convert_hf.main())\n"
     )
 
     def start(*args):
@@ -730,18 +731,15 @@ def test_a_pickle_with_code_is_not_run(source, target, refused, tmp_path, monkey
     assert not Path("was-run").exists()
 
 
-def test_a_terminal_sees_how_far_it_is(monkeypatch, source, target):
-    import io
-
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(writing.Progress, "PAUSE", 0.0)
-    run(source, target)
-    said = terminal.getvalue()
-    assert "GB/s" in said
-    assert "s left" in said
-    assert said.endswith("\r\033[K")
+def test_progress_is_told_in_bytes_of_the_files(source, tmp_path):
+    calls = []
+    progress = lambda done, total: calls.append((done, total))  # noqa: E731
+    convert.convert(source, tmp_path / "new", weights=None, to="hf", progress=progress)
+    size = sum(path.stat().st_size for path in (tmp_path / "new").glob("*.safetensors"))
+    assert calls == sorted(calls)
+    assert len(calls) > 3
+    assert {total for _, total in calls} == {size}
+    assert calls[-1] == (size, size)
 
 
 def test_help_and_mistakes(capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare import SAMPLING, same_cache
+from compare import SAMPLING, close, same_cache
 from reference import FAMILIES, LATEST
 
 import nanomodels
@@ -48,13 +48,11 @@ def test_the_calls_give_the_same_logits_and_cache(model, monkeypatch, prompt, ra
     monkeypatch.setattr(steps, "capture", lambda: (captures.append(cache.length), capture()))
     for n in range(prompt, prompt + 35):
         expected = model(ids[:, n : n + 1], cache=plain)
-        found = steps(ids[:, n : n + 1]).cpu()
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        close(steps(ids[:, n : n + 1]).cpu(), expected)
         same_cache(cache, plain)
     assert captures == [n for n in (prompt, 4, 8, 16, 32) if n >= prompt]
     rest = ids[:, -5:]
-    expected, found = model(rest, cache=plain), model(rest, cache=cache)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    close(model(rest, cache=cache), model(rest, cache=plain))
     with pytest.raises(ValueError, match="all are used"):
         steps(ids[:, :1])
 
@@ -89,14 +87,45 @@ def test_what_was_rolled_back_is_not_seen(model):
     snapshot, savepoint = cache.snapshot(), cache.savepoint()
     model(ids[:, 5:], cache=cache)
     cache.restore(snapshot)
+    cache.mark()
     steps = cuda_graph.GraphDecoder(model, cache)
     for token in (7, 8):
         token = torch.tensor([[token]])
-        expected = model(token, cache=fresh)
-        assert (steps(token).cpu() - expected).abs().max() <= 1e-5 * expected.abs().max()
+        close(steps(token).cpu(), model(token, cache=fresh))
     same_cache(cache, fresh)
     with pytest.raises(ValueError, match="the savepoint is not valid"):
         cache.rollback(savepoint)
+    cache.truncate(5)
+    token = torch.tensor([[7]])
+    expected = model(torch.cat((ids[:, :5].cpu(), token), 1))[:, -1:]
+    found = model(token, cache=cache)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), "the mark is as it was"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("runs", [False, True], ids=["before", "after"])
+def test_an_interrupt_around_a_step_leaves_the_cache_before_or_after_it(model, monkeypatch, runs):
+    """Ctrl-C while a graph runs is raised once it has been launched, so its token counts."""
+    cache, plain = model.new_cache(1, 64), model.new_cache(1, 64)
+    steps = cuda_graph.GraphDecoder(model, cache)
+    for token in ([[1]], [[2]]):
+        steps(torch.tensor(token))
+        model(torch.tensor(token), cache=plain)
+    replay = steps.replay
+
+    def interrupted():
+        if runs:
+            replay()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(steps, "replay", interrupted)
+        steps(torch.tensor([[3]]))
+    if runs:
+        model(torch.tensor([[3]]), cache=plain)
+    same_cache(cache, plain)
+    close(steps(torch.tensor([[4]])).cpu(), model(torch.tensor([[4]]), cache=plain))
+    same_cache(cache, plain)
 
 
 class Stub:

@@ -18,11 +18,12 @@ import pytest
 import torch
 from reference import FAMILIES
 from small_tokenizers import family_131072
+from test_calculator import CALLS, FILLER, FORCED, TOKENIZER, Actor, ids_of
 
 import nanomodels
 from nanomodels.cache import KV, Cache
 from nanomodels.cli import chat as cli_chat
-from nanomodels.cli import command, generate, start, terminal
+from nanomodels.cli import command, generate, rows, start, terminal
 from nanomodels.generation import conversation
 from nanomodels.generation.settings import GenerationSettings
 
@@ -36,6 +37,7 @@ class Terminal(io.StringIO):
 
     def __init__(self, text="", terminal=False):
         super().__init__(text)
+        self.buffer = io.BytesIO(text.encode())
         self.isatty = lambda: terminal
         self.reconfigure = lambda **_: None
 
@@ -95,7 +97,9 @@ def test_a_prompt_file_is_a_batch_in_order(run, tmp_path):
     assert [answer["prompt"] for answer in answers] == prompts
     assert [answer["text"] for answer in answers] == alone
     assert {answer["finish_reason"] for answer in answers} == {"stop"}
-    assert run("--prompt-file", path, "--quiet")[1] == "".join(f"{text}\n" for text in alone)
+    texts = zip((1, 3, 5), alone, strict=True)
+    headed = "".join(f"==> line {line} <==\n{text}\n" for line, text in texts)
+    assert run("--prompt-file", path, "--quiet")[1] == headed
 
 
 def test_the_reason_for_an_end_is_told(run, tmp_path):
@@ -131,8 +135,9 @@ def test_text_ends_before_a_stop_string(run):
 
 def test_a_system_message_reaches_the_model(run, monkeypatch):
     seen = []
-    original = conversation.encode
-    monkeypatch.setattr(conversation, "encode", lambda *a: seen.append(original(*a)) or seen[-1])
+    original = conversation.Chat.encode
+    spy = lambda *a: seen.append(original(*a)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(conversation.Chat, "encode", spy)
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
     assert seen[0].ids == seen[1].ids
@@ -244,6 +249,12 @@ def test_a_bad_folder_gets_one_clear_line(run, tmp_path, change, words):
         (["--prompt-file", "tests"], "tests"),
         (["Hi", "--top-p", "2"], "top_p is 2.0; it must be 1e-09 to 1"),
         (["Hi", "--temperature", "-1"], "temperature is -1.0"),
+        (["Hi", "--logprobs", "3"], "--logprobs goes with --json"),
+        (["Hi", "--json", "--logprobs", "-1"], "logprobs is -1; it must be a whole number"),
+        (
+            ["Hi", "--json", "--logprobs", "2000"],
+            "logprobs is 2000; the vocabulary has 1536 tokens",
+        ),
         (["Hi", "--num-samples", "0"], "num_samples is 0; it must be a whole number, 1 or more"),
         (["Hi", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
         (["Hi", "--think"], "nanochat-tiny: the chat template has no switch for the reasoning"),
@@ -374,7 +385,8 @@ def test_a_prompt_file_is_cut_at_line_feeds_alone_and_has_no_byte_order_mark(tmp
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffone\rmore\r\n\ntwo\u2028\n".encode())
     args = generate.parse_arguments(["--prompt-file", str(path)])
-    assert command.read_prompts(args) == ["one\rmore", "two\u2028"]
+    found = [(row.messages[0]["content"], row.line) for row in rows.read_rows(args)]
+    assert found == [("one\rmore", 1), ("two\u2028", 3)]
 
 
 def test_piped_input_has_no_byte_order_mark(run):
@@ -410,7 +422,7 @@ def test_whatever_is_unforeseen_is_one_line_and_called_our_fault(
 
 
 def test_a_fault_anywhere_in_a_run_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(generate, "read_prompts", lambda args: [][0])
+    monkeypatch.setattr(generate, "read_rows", lambda args: [][0])
     status, out, err = run("Hi")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "fault of nanomodels; please report it: IndexError" in err
@@ -758,7 +770,7 @@ def test_each_text_of_a_batch_has_its_own_reasoning(scripted, tmp_path):
     assert [answer["text"] for answer in answers] == ["1", "2", ""]
     assert "(1 of 3 texts ended before the answer, within the reasoning" in err
     _, out, err, _ = scripted("nano-v2", replies, *args)
-    assert out == "1\n2\n\n"
+    assert out == "==> line 1 <==\n1\n==> line 2 <==\n2\n==> line 3 <==\n\n"
     assert "<think>\nOne.\n</think>\n<think>\nThree.\n" in err
 
 
@@ -791,8 +803,28 @@ def test_tools_reach_the_template_and_calls_are_shown(scripted, tmp_path):
         _, out, _, model = scripted("nemotron-3", replies, "When?", "--tools", path)
         assert out == call + "\n", "<tool_call> is a special token, and yet shown"
         prompts += prompts_of(model)
+        answer = json.loads(scripted("nemotron-3", replies, "When?", "--json", "--tools", path)[1])
+        assert (answer["text"], answer["reasoning"]) == ("", "Hm.")
+        assert answer["tool_calls"] == [{"name": "clock", "arguments": {}}]
     assert prompts[0] == prompts[1]
     assert "<name>clock</name>\n<description>The time.</description>" in prompts[0]
+
+
+def test_malformed_calls_stay_text_and_are_told_and_without_tools_no_call_is_looked_for(
+    scripted, tmp_path
+):
+    (tmp_path / "tools.json").write_text(json.dumps([CLOCK]))
+    call = '<TOOLCALL>[{"name": "clock", "arguments": {"zone": "UTC"}}]</TOOLCALL>'
+    reply = f"</think>Now. <TOOLCALL>[</TOOLCALL> {call}"
+    args = ("nano-v2", [reply], "When?", "--json", "--quiet")
+    _, out, err, _ = scripted(*args, "--tools", tmp_path / "tools.json")
+    answer = json.loads(out)
+    assert answer["text"] == "Now. <TOOLCALL>[</TOOLCALL>"
+    assert answer["tool_calls"] == [{"name": "clock", "arguments": {"zone": "UTC"}}]
+    assert err.startswith("(<TOOLCALL> begins no tool call and stays text: ")
+    assert err.count("\n") == 1
+    answer = json.loads(scripted(*args)[1])
+    assert (answer["text"], "tool_calls" in answer) == (reply.removeprefix("</think>"), False)
 
 
 @pytest.mark.parametrize(
@@ -975,3 +1007,48 @@ def test_drafts_that_cannot_be_are_refused(run, args):
     assert status == 2
     assert "--draft-lookup" in err
     assert err.count("\n") == 1
+
+
+# --- log-probabilities, and nanochat's calculator ---
+
+
+def test_log_probabilities_are_in_json(run):
+    plain = json.loads(run(FRANCE, "--json")[1])
+    assert plain["parts"] is None, "nothing was calculated"
+    for top in (0, 2):
+        answer = json.loads(run(FRANCE, "--json", "--logprobs", top)[1])
+        tokens = answer.pop("logprobs")
+        assert answer == plain, "nothing else changes, and without the option nothing is there"
+        assert len(tokens) == answer["new_tokens"]
+        assert "".join(token["text"] for token in tokens) == answer["text"]
+        for token in tokens:
+            assert -1 < token["logprob"] <= 0
+            assert len(token["top"]) == top
+            own = {key: token[key] for key in ("token", "text", "logprob")}
+            assert token["top"][:1] in ([], [own]), "greedy"
+
+
+def test_what_the_calculator_was_asked_is_no_text_but_a_part(run, monkeypatch):
+    question = "What is 345 * 27?"
+    message = [{"role": "user", "content": question}]
+    prompts = {
+        (): TOKENIZER.encode_chat(message),
+        ("--raw",): TOKENIZER.encode(question),
+    }
+    script = ids_of(f"It is {CALLS[0]}" + "z" * len(ids_of(FORCED)) + "9315.<|assistant_end|>")
+    for args, prompt in prompts.items():
+        model = Actor(TOKENIZER, {prompt[0]: (len(prompt), script)}, FILLER)
+        monkeypatch.setattr(nanomodels, "load", lambda *_, model=model: model)
+        args = ("--model", GOLDEN, question, *args, "--temperature", "0", "--quiet")
+        assert run(*args) == (0, "It is 9315.\n", "")
+        answer = json.loads(run(*args, "--json", "--logprobs", "0")[1])
+        assert answer["text"] == "It is 9315."
+        assert answer["parts"] == [
+            {"type": "text", "text": "It is "},
+            {"type": "python", "text": "345*27"},
+            {"type": "python_output", "text": "9315"},
+            {"type": "text", "text": "9315."},
+        ]
+        assert [each["token"] for each in answer["logprobs"]] == [
+            *ids_of("It is " + CALLS[0] + FORCED + "9315.")
+        ]

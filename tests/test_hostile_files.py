@@ -216,6 +216,21 @@ def test_a_stack_of_empty_matrices_is_refused(tmp_path):
     assert tensors
 
 
+def test_too_many_tensors_are_refused(folder, monkeypatch):
+    """A million of them, each empty, took half a minute."""
+    most = "nanomodels.checkpoint.tensors.MOST_TENSORS"
+    monkeypatch.setattr(most, len(load_file(folder / "model.safetensors")))
+    nanomodels.load(folder)
+    monkeypatch.setattr(most, 10)
+    with pytest.raises(ValueError, match=r"safetensors: has \d+ tensors; at most 10 are"):
+        nanomodels.load(folder)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {f"x{i}": "x.safetensors" for i in range(11)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json: has 11 tensors; at most 10 are read"):
+        nanomodels.load(folder)
+
+
 # --- Files that are none, and links ---
 
 

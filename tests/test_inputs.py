@@ -62,6 +62,10 @@ def test_whole_numbers_of_numpy_and_torch_are_ids():
         ("top_k", np.float64(3), "top_k is"),
         ("seed", True, "seed must be a whole number"),
         ("seed", np.int64(-1), "seed must be a whole number"),
+        ("logprobs", -1, "logprobs is -1; it must be a whole number, 0 or more"),
+        ("logprobs", True, "logprobs is True"),
+        ("logprobs", 1.5, "logprobs is 1.5"),
+        ("calculator", "1 + 2", r"calculator is '1 \+ 2'; give a Calculator\(tokenizer\), or None"),
     ],
 )
 def test_a_setting_that_is_no_such_number_is_refused(name, value, words):
@@ -72,7 +76,7 @@ def test_a_setting_that_is_no_such_number_is_refused(name, value, words):
 def test_numbers_of_numpy_are_settings():
     plain = {"max_new_tokens": 5, "num_samples": 2, "temperature": 0.5, "top_k": 7, "top_p": 0.5,
              "min_p": 0.25, "repetition_penalty": 1.5, "seed": 3, "draft_lookup": 0,
-             "vocab_size": 9}  # fmt: skip
+             "vocab_size": 9, "logprobs": 2}  # fmt: skip
     kinds = {int: np.int64, float: np.float64}
     given = {name: kinds[type(value)](value) for name, value in plain.items()}
     settings = GenerationSettings(**given)

@@ -256,6 +256,7 @@ def test_progress_is_told_in_bytes(folder):
     calls = []
     model = nanomodels.load(folder, progress=lambda *call: calls.append(call))
     size = sum(p.nbytes for p in model.parameters())
+    assert calls[0] == (0, size)
     assert calls[-1] == (size, size)
     assert calls == sorted(calls)
 

@@ -32,6 +32,23 @@ TESTS = {
     "nanochat_pickle": ["tokenizer"],
     "bpe": ["tokenizer"],
     "sandbox": ["chat_template"],
+    "hub_json": ["tokenizer"],
+    "tokenizer": ["plain_chat", "tokenizer"],
+    "tokenizer_config": ["tokenizer"],
+    "names": ["loading"],
+    "stop_ids": ["loading"],
+    "rope": ["rope", "config"],
+    "conversation": ["generate"],
+    "chat": ["generate"],
+    "generate": ["generate"],
+    "start": ["generate"],
+    "terminal": ["generate"],
+    "sizes": ["generate"],
+    "stored": ["modelopt", "quantized"],
+    "cpu": ["prepacked", "attention"],
+    "sampling": ["decoding", "calculator", "logprobs"],
+    "stream": ["decoding", "calculator"],
+    "drafts": ["drafts", "logprobs"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
@@ -591,8 +608,292 @@ MUTANTS = {
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",
                                             "if step is None else step", ""),
+    "a graph whose last token is lost at Ctrl-C": (
+        "cuda_graph.py",
+        "self.cache.length = int(self.static.next_slot)",
+        "pass",
+    ),
+    "drafts: a wrong token stays in the cache": (
+        "drafts.py",
+        "rollback_to(cache, savepoint, len(text) - 1)",
+        "rollback_to(cache, savepoint, len(text))",
+    ),
+    "drafts: a refused token counts as right": (
+        "drafts.py",
+        "if draft[accepted : accepted + 1] == [token]:",
+        "if draft[accepted:]:",
+    ),
+    "drafts: one token more than the context holds": (
+        "drafts.py",
+        "cache.max_length - len(text), ",
+        "",
+    ),
+    "drafts: a copy that does not continue into itself": ("drafts.py", "i % period", "i"),
+    "a stop string that comes second ends the text": ("stream.py", "min(starts)", "max(starts)"),
+    "a stop string of which a part is shown": (
+        "stream.py",
+        "for n in range(1, len(mark))",
+        "for n in range(2, len(mark))",
+    ),
+    "reasoning that is split at the first <": (
+        "stream.py",
+        "elif not OPEN.startswith(start):",
+        'elif not "<".startswith(start):',
+    ),
+    "a conversation that counts what the cache does not hold": (
+        "conversation.py",
+        "self.ids = (ids + tokens)[: self.cache.length]",
+        "self.ids = ids + tokens",
+    ),
+    "a conversation that never goes back": (
+        "conversation.py",
+        "        if not continues(ids, self.ids):\n",
+        "        if False:\n",
+    ),
+    "a conversation that begins anew each time": (
+        "conversation.py",
+        "self.snapshots[1:] = [(message, self.cache.snapshot())]",
+        "pass",
+    ),
+    "the switch for the reasoning in the first message": (
+        "conversation.py",
+        'last | {"content": last["content"] + self.switch}',
+        "last",
+    ),
+    "a chat without the answers": (
+        "chat.py",
+        '"content": completion.text, ',
+        '"content": "", ',
+    ),
+    "a chat that forgets the newest turn": ("chat.py", "del turns[:2]", "del turns[-3:-1]"),
+    "ids beyond the tokenizer are drawn": (
+        "cli/generate.py",
+        "settings = replace(settings, vocab_size=tokenizer.vocab_size)",
+        "pass",
+    ),
+    "the seed of the first sample for all": (
+        "cli/generate.py",
+        "settings.seed + sample if",
+        "settings.seed if",
+    ),
+    "a prompt longer than the context": (
+        "cli/generate.py",
+        "if len(prompt.ids) > model.context_length:",
+        "if False:",
+    ),
+    "convert: SIGTERM leaves the work": (
+        "cli/convert.py",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))",
+        "pass",
+    ),
+    "Ctrl-C during an import is an exception": ("start.py", "os._exit(130)", "sys.exit(130)"),
+    "Ctrl-C that is ignored is caught": (
+        "start.py",
+        "if signal.getsignal(signal.SIGINT) is signal.default_int_handler:",
+        "if True:",
+    ),
+    "a text that fills the context has stopped": (
+        "terminal.py",
+        'return self.finish("context" if len(self.tokens) == self.room else "stop")',
+        'return self.finish("stop")',
+    ),
+    "a rate with the first token in it": (
+        "terminal.py",
+        "new_tokens * steps / (steps + 1) / seconds",
+        "new_tokens / seconds",
+    ),
+    "reasoning shown in one piece": (
+        "terminal.py",
+        "show(so_far[self.shown :])",
+        "show(so_far if completion.answered else '')",
+    ),
+    "all experts counted as read": (
+        "sizes.py",
+        "experts *= 1 - model.config.num_experts_per_tok / model.config.n_routed_experts",
+        "experts = 0",
+    ),
+    "a stored weight whose last rows are missing": (
+        "stored.py",
+        "w[rows] = values",
+        "w[rows][:-1] = values[:-1]",
+    ),
+    "products in a dtype that is slow": (
+        "cpu.py",
+        'if device.type != "cpu" or (dtype == torch.bfloat16 and has_bf16()):',
+        "if True:",
+    ),
+    "x86 kernels on another processor": (
+        "cpu.py",
+        'return is_x86() and "fbgemm" in',
+        'return "fbgemm" in',
+    ),
+    "names: every unknown tensor is skipped": (
+        "names.py",
+        "known = kind in table or name.startswith(skipped_prefixes)",
+        "known = True",
+    ),
+    "names: stacked experts in another order": (
+        "names.py",
+        "enumerate(tensor)",
+        "enumerate(tensor.flip(0))",
+    ),
+    "stop ids: one of nanochat's two": (
+        "stop_ids.py",
+        'stops += ["<|assistant_end|>", "<|bos|>"]',
+        'stops += ["<|assistant_end|>"]',
+    ),
+    "stop ids: none of generation_config.json": (
+        "stop_ids.py",
+        'named.append(read_json(path).get("eos_token_id"))',
+        "pass",
+    ),
+    "chat template: letters written as escapes": (
+        "chat_template.py",
+        "def tojson(value, ensure_ascii=False",
+        "def tojson(value, ensure_ascii=True",
+    ),
+    "chat template: the config's, though there is a file": (
+        "chat_template.py",
+        "    if files:\n",
+        '    if files and "chat_template" not in config:\n',
+    ),
+    "chat template: reasoning under one name": (
+        "chat_template.py",
+        'return {"thinking": found[0], **message, "reasoning_content": found[0]}',
+        "return message",
+    ),
+    "tokenizer: text between pieces is dropped": (
+        "hub_json.py",
+        'return rf"{pattern}|(?:(?!{pattern})[\\s\\S])+", False',
+        "return pattern, False",
+    ),
+    "tokenizer: ids of another order": (
+        "hub_json.py",
+        "ids_of_ranks=None if ordered else ids_of_ranks,",
+        "ids_of_ranks=None,",
+    ),
+    "tokenizer: spaces stay beside tokens that take them": (
+        "tokenizer.py",
+        'if token.get("lstrip"):',
+        "if False:",
+    ),
+    "tokenizer: BOS twice": ("tokenizer.py", "if add_bos and not ids:", "if add_bos:"),
+    "chat: names in contents are pieces of a .model": (
+        "tokenizer.py",
+        "split_at(in_normalised, self.codec.normalise(piece))",
+        "split_at(in_normalised, self.codec.normalise(reveal(piece)))",
+    ),
+    "tokenizer: names without end": ("tokenizer.py", "if size > LONGEST_NAMES:", "if False:"),
+    "tokenizer: the older file wins": (
+        "tokenizer_config.py",
+        'if "added_tokens_decoder" not in config and older.is_file():',
+        "if older.is_file():",
+    ),
+    "NanoChat 2026: the last layer's window is short": (
+        "nanochat_2026.py",
+        'windows=(*windows[: layers - 1], reach["L"])',
+        "windows=windows[:layers]",
+    ),
     "a small head forgotten": ("loading.py", "swap_linears(model, stored, head)",
                                "swap_linears(model, stored)"),
+    "log-probabilities of other logits": (
+        "drafts.py",
+        "yield with_logprobs(chosen, row, settings.logprobs)",
+        "yield with_logprobs(chosen, row / 0.8, settings.logprobs)",
+    ),
+    "log-probabilities of the penalised logits": (
+        "decoding.py",
+        "with_logprobs(tokens, logits, settings.logprobs)",
+        "with_logprobs(tokens, sampler.penalise(logits), settings.logprobs)",
+    ),
+    "log-probabilities of another row's token": (
+        "logprobs.py",
+        "own[n], list(",
+        "own[0], list(",
+    ),
+    "calculator: a long expression is parsed": (
+        "calculator.py",
+        "len(expression) > LONGEST or ",
+        "",
+    ),
+    "calculator: brackets without end": (
+        "calculator.py",
+        ' or expression.count("(") > MOST_BRACKETS',
+        "",
+    ),
+    "calculator: numbers without end": ("calculator.py", " or not abs(value) <= LARGEST", ""),
+    "calculator: a power is computed before it is too large": (
+        "calculator.py",
+        "exponent > 332",
+        "exponent > 10**4",
+    ),
+    "calculator: a complex number": (
+        "calculator.py",
+        "not isinstance(value, (int, float)) or",
+        "value is ... or",
+    ),
+    "calculator: letters in arithmetic": ("calculator.py", "[0-9.+", "[0-9e_.+"),
+    "calculator: an expression is not begun anew": (
+        "calculator.py",
+        "self.kind, self.tokens = self.starts[token], []",
+        "self.kind, self.tokens = self.starts[token], self.tokens",
+    ),
+    "calculator: a result does not end": (
+        "calculator.py",
+        "add_bos=False), end]",
+        "add_bos=False)]",
+    ),
+    "calculator: a result with <|bos|>": (
+        "calculator.py",
+        "str(value), add_bos=False)",
+        "str(value))",
+    ),
+    "calculator: one state for all rows": (
+        "sampling.py",
+        "[calculator.row() for _ in seeds]",
+        "[calculator.row()] * len(seeds)",
+    ),
+    "calculator: the penalty counts what the model would have said": (
+        "sampling.py",
+        "tokens = tokens.new_tensor([row.next(token) for row, token in pairs])",
+        "self.seen is None or self.seen.scatter_(1, tokens[:, None], True)\n"
+        "            tokens = tokens.new_tensor([row.next(token) for row, token in pairs])",
+    ),
+    "calculator: a stop string reaches across a calculation": (
+        "stream.py",
+        "        text = self.finish()\n",
+        '        text = ""\n',
+    ),
+    "tool calls: half of a surrogate pair": (
+        "tool_calls.py",
+        "ensure_ascii=False).encode()",
+        "ensure_ascii=False)",
+    ),
+    "tool calls: a number that JSON does not have": (
+        "tool_calls.py",
+        "allow_nan=False, ",
+        "",
+    ),
+    "tool calls: text that looks like a number": (
+        "tool_calls.py",
+        'if "string" in allowed or not allowed:',
+        "if False:",
+    ),
+    "tool calls: all white space around a value is lost": (
+        "tool_calls.py",
+        r">\n?(.*?)\n?</parameter>",
+        r">\s*(.*?)\s*</parameter>",
+    ),
+    "tool calls: an end inside a string": (
+        "tool_calls.py",
+        "json.JSONDecoder().raw_decode(text, ",
+        "json.JSONDecoder().raw_decode(text[: text.find(mark, at)], ",
+    ),
+    "tool calls: parameters that are not read": (
+        "tool_calls.py",
+        "if body[at:].strip():",
+        "if False:",
+    ),
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
-"""The commands and the Python of README.md run and print what it shows."""
+"""README.md and the pages of tests/ say what is so; the README's commands print what it shows."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,55 @@ def test_the_demo_is_the_command_that_the_readme_shows():
 def test_files_that_the_readme_links_exist():
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("page", ["PROMISES.md", "known_bugs.md"])
+def test_every_test_that_a_page_names_exists(page):
+    page = (ROOT / "tests" / page).read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 60 and len(named) == page.count("::")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "| tests |" not in line]
+    assert all("::" in row for row in rows)
+    files = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
+    assert not [f"{file}::{name}" for file, name in named if f"def {name}(" not in files[file]]
+
+
+# --- What the package imports ---
+
+
+def imports(path):
+    """The modules that a file imports, anywhere in it: "torch", "nanomodels.cache"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = node.module == "nanomodels"
+            yield from (f"nanomodels.{alias.name}" for alias in node.names if package)
+            yield from () if package else [node.module]
+
+
+def test_decoders_import_only_what_lies_beside_them():
+    """And every .py file that lies beside them is a decoder or imported by one."""
+    package = ROOT / "nanomodels"
+    decoders = {"nanochat", "nanochat_2026", "nemotron", "nemotron_h"}
+    beside = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    reached, left = set(), set(decoders)
+    while left:
+        name = left.pop()
+        reached.add(name)
+        parts = [x.split(".")[1:] for x in imports(package / f"{name}.py") if "nanomodels" in x]
+        assert all(len(part) == 1 for part in parts), name
+        used = {part[0] for part in parts}
+        assert used <= beside - decoders, name
+        left |= used - reached
+    assert reached == beside
+
+
+def test_the_package_needs_what_it_says_and_nothing_else():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"\w+", line)[0] for line in project["dependencies"]}
+    assert len(needed) == 5, "README: PyTorch and four small packages"
+    files = [*(ROOT / "nanomodels").rglob("*.py"), ROOT / "generate.py", ROOT / "convert_hf.py"]
+    used = {name.split(".")[0] for path in files for name in imports(path)}
+    used -= {"nanomodels", *sys.stdlib_module_names}
+    assert used == needed - {"numpy"}, "only torch needs numpy, for tensor.numpy()"

@@ -12,33 +12,15 @@ import sentencepiece
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_sentencepiece import EXTRA, HUB, TRAINED, convert, nemotron_mini, processor, train
 from small_tokenizers import CALM, CHARACTERS, NASTY, SENTENCES, SOURCE, added, write
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Reference
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import generate_merges
 
 from nanomodels.text.chat_template import read_templates
 from nanomodels.text.sentencepiece import read_normalizer
 from nanomodels.text.tokenizer import Tokenizer
 
-EXTRA = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>"]
-SYMBOLS = ["<tool>", "<t", "日本", "▁▁x", "ß"]
-# What sentencepiece trains; all with byte fallback and identity normalisation.
-TRAINED = {
-    "plain": {},
-    "no dummy prefix": {"add_dummy_prefix": False},
-    "tidy": {"remove_extra_whitespaces": True},
-    "tidy, no dummy prefix": {"remove_extra_whitespaces": True, "add_dummy_prefix": False},
-    "nemotron": {
-        "pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "user_defined_symbols": EXTRA,
-        "split_digits": True, "allow_whitespace_only_pieces": True,
-    },
-    "symbols": {"user_defined_symbols": SYMBOLS, "control_symbols": ["<c>"], "vocab_size": 900},
-    "runs of spaces": {"allow_whitespace_only_pieces": True, "vocab_size": 1200},
-    "pieces across spaces": {"split_by_whitespace": False, "split_by_unicode_script": False},
-    "few characters": {"vocab_size": 450, "character_coverage": 0.98, "unk_surface": "[?]"},
-}  # fmt: skip
 NASTY_HERE = [
     *NASTY, "▁", "▁▁ ▁", "a▁b", " ▁a", "▁ ", "<0x0A>", "<0x0", "<unk>", "<c>", "<s>a</s>", "<pad>",
     "\0", "a\0b", "\x7f\x01", "\U0010ffff", "\ue000é", "日\U0001f9ff本", "é\u0301", "<extra_id_1>",
@@ -53,102 +35,6 @@ TEXTS = st.one_of(
     ).map("".join),
     st.text("ab ▁xé日ß\n1<", max_size=40),
 )
-
-
-@cache
-def train(case):
-    """The content of a .model file."""
-    content = io.BytesIO()
-    lines = [line for line in (SENTENCES + SOURCE).split("\n") if line.strip()]
-    wanted = {"vocab_size": 800, "remove_extra_whitespaces": False} | TRAINED[case]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines + ["a b a b  ab    x", "aaaa aaaa     aaaa"] * 20),
-        model_writer=content,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **wanted,
-    )
-    return content.getvalue()
-
-
-def processor(content):
-    return sentencepiece.SentencePieceProcessor(model_proto=content)
-
-
-def sequence(*steps):
-    start = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
-    return decoders.Sequence([*start, *steps])
-
-
-def metaspace(scheme, split):
-    return pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
-
-
-STRIP = decoders.Strip(" ", 1, 0)
-# name: normalizer, pre_tokenizer, decoder; as transformers' converters write them, and others
-HUB = {
-    "legacy": (
-        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
-        None,
-        sequence(STRIP),
-    ),
-    "replace": (normalizers.Replace(" ", "▁"), None, sequence()),
-    "always": (None, metaspace("always", False), sequence(STRIP)),
-    "first": (None, metaspace("first", False), sequence(decoders.Strip(" ", 2, 0))),
-    "never, split": (
-        None,
-        metaspace("never", True),
-        decoders.Sequence(
-            [decoders.Metaspace(prepend_scheme="never"), decoders.ByteFallback(), decoders.Fuse()]
-        ),
-    ),
-    "always, split": (None, metaspace("always", True), decoders.Metaspace()),
-    "first, split": (
-        None,
-        metaspace("first", True),
-        decoders.Sequence([decoders.Metaspace(prepend_scheme="first"), decoders.ByteFallback()]),
-    ),
-    "spaces joined": (
-        normalizers.Sequence(
-            [
-                normalizers.Strip(left=False, right=True),
-                normalizers.Replace(Regex(" {2,}"), "▁"),
-            ]
-        ),
-        metaspace("always", True),
-        sequence(STRIP),
-    ),
-}
-
-
-def convert(content, kind, bos=False, normalized=False):
-    """A .model file as a tokenizer.json, with the merges that transformers' converters list."""
-    pieces = processor(content)
-    every = range(pieces.get_piece_size())
-    vocab = {pieces.id_to_piece(i): i for i in every}
-    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in every}
-    controls = [pieces.id_to_piece(i) for i in every if pieces.is_control(i)]
-    symbols = [name for name in [*EXTRA, *SYMBOLS] if name in vocab]
-    merges = generate_merges(vocab, scores, symbols)
-    reference = Reference(
-        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    normalizer, pre_tokenizer, decoder = HUB[kind]
-    if normalizer:
-        reference.normalizer = normalizer
-    if pre_tokenizer:
-        reference.pre_tokenizer = pre_tokenizer
-    reference.decoder = decoder
-    reference.add_special_tokens([AddedToken(t, normalized=normalized) for t in controls])
-    reference.add_tokens([AddedToken(t, normalized=normalized) for t in symbols])
-    if bos:
-        reference.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-        )
-    return json.loads(reference.to_str())
 
 
 @pytest.fixture(scope="module")
@@ -625,36 +511,6 @@ def test_a_piece_with_half_a_surrogate_pair_is_one_clear_line(tmp_path):
 
 # --- the chat of Nemotron-Mini ---
 
-# Written from what it renders: facts/checkpoints.md, section 3b.
-NEMOTRON_MINI = """{{- '<extra_id_0>System' }}
-{%- for message in messages if message['role'] == 'system' %}
-{{- '\n' + message['content'].strip() }}
-{%- endfor %}
-{%- if tools %}{{ '\n' }}
-{%- for tool in tools %}
-{{- '\n<tool> ' + tool | tojson + ' </tool>' }}
-{%- endfor %}
-{%- endif %}
-{%- for message in messages if message['role'] == 'context' %}
-{{- '\n<context> ' + message['content'].strip() + ' </context>' }}
-{%- endfor %}
-{{- '\n\n' }}
-{%- for message in messages %}
-{%- if message['role'] == 'user' %}
-{{- '<extra_id_1>User\n' + message['content'].strip() + '\n' }}
-{%- elif message['role'] == 'assistant' %}
-{{- '<extra_id_1>Assistant\n' + (message['content'] or '').strip() }}
-{%- for call in message.tool_calls or [] %}
-{{- '<toolcall> ' + call.function | tojson + ' </toolcall>' }}
-{%- endfor %}
-{{- '\n' }}
-{%- elif message['role'] == 'tool' %}
-{{- '<extra_id_1>Tool\n' + message['content'].strip() + '\n' }}
-{%- elif message['role'] not in ['system', 'context'] %}
-{{- raise_exception('unknown role ' ~ message['role']) }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<extra_id_1>Assistant\n' }}{% endif %}"""
 TOOL = {
     "type": "function",
     "function": {
@@ -685,9 +541,7 @@ CHATS = {
 @pytest.mark.parametrize("name", CHATS)
 def test_nemotron_minis_chat_is_that_of_transformers(tmp_path, name):
     messages, settings = CHATS[name]
-    data = convert(train("nemotron"), "first")
-    config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": NEMOTRON_MINI}
-    ours = Tokenizer.load(write(tmp_path, data, tokenizer_config=config))
+    ours = Tokenizer.load(nemotron_mini(tmp_path, "json"))
     theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
     settings = {"add_generation_prompt": True} | settings
     text = theirs.apply_chat_template(messages, tokenize=False, **settings)
@@ -699,11 +553,8 @@ def test_nemotron_minis_chat_is_that_of_transformers(tmp_path, name):
     assert ours.decode(ids, skip_special=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_nemotron_minis_chat_always_has_a_system_block(load, tmp_path):
-    config = {"chat_template": NEMOTRON_MINI}
-    ours = Tokenizer.load(
-        write(tmp_path, convert(train("nemotron"), "first"), tokenizer_config=config)
-    )
+def test_nemotron_minis_chat_always_has_a_system_block(tmp_path):
+    ours = Tokenizer.load(nemotron_mini(tmp_path, "json"))
     assert ours.render_chat([{"role": "user", "content": "Hi"}]) == (
         "<extra_id_0>System\n\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\n"
     )

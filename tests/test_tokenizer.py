@@ -651,6 +651,14 @@ def test_one_very_long_token_is_read_fast(tmp_path):
     assert ours.encode("qz" * 10_000) == [9000]
 
 
+def test_names_that_take_long_to_search_for_are_refused(tmp_path):
+    """An added token of 10,000,000 letters took half a minute."""
+    data = json.loads(trained("gpt4"))
+    data["added_tokens"] += [added("q" * 200_000, 9000), added("z" * 100_000, 9001)]
+    with pytest.raises(ValueError, match="its added tokens have 300,0.. characters in all"):
+        Tokenizer.load(write(tmp_path, data))
+
+
 @pytest.mark.parametrize("ids", [[[1]], [None], ["a"], [1.5], [True], [99999], 3])
 def test_wrong_ids_of_the_post_processor_are_refused(tmp_path, ids):
     data = bos(json.loads(trained("gpt4")))

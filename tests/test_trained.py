@@ -87,6 +87,21 @@ def test_logits_of_a_trained_model_match_transformers(trained):
 
 
 @torch.inference_mode()
+def test_log_probabilities_of_a_trained_model_match_transformers(trained):
+    name, rows = trained
+    ids = rows[:3, :60].tolist()
+    kwargs = {"max_new_tokens": 20, "temperature": 0.7, "seed": 5, "logprobs": 3, "stop_ids": []}
+    model = nanomodels.load(WEIGHTS / name, dtype=torch.float32)
+    found = list(zip(*nanomodels.generate_batch(model, ids, **kwargs), strict=True))
+    texts = torch.tensor([[*prompt, *row] for prompt, row in zip(ids, found, strict=True)])
+    expected = theirs(name, torch.float32)(texts).logits[:, 59:-1].log_softmax(-1)  # (b, t, v)
+    own = torch.tensor([[token.logprob for token in row] for row in found])
+    top = torch.tensor([[[value for _, value in token.top] for token in row] for row in found])
+    assert (own - expected.gather(2, texts[:, 60:, None])[..., 0]).abs().max() <= 1e-4
+    assert (top - expected.topk(3).values).abs().max() <= 1e-4
+
+
+@torch.inference_mode()
 def test_a_trained_model_gives_the_same_logits_for_any_split_and_padding(trained):
     name, rows = trained
     model, ids = nanomodels.load(WEIGHTS / name, dtype=torch.float32), rows[:3]

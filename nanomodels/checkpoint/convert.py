@@ -9,6 +9,7 @@ There are two layouts: ours, "nanomodels", and the Hub's, "hf".
 import contextlib
 import os
 import shutil
+import time
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -17,13 +18,13 @@ import torch
 
 from nanomodels import nanochat
 from nanomodels.checkpoint import loading
+from nanomodels.checkpoint.finding import COMPANIONS, SHIPPED_NAMES, find, origin
 from nanomodels.checkpoint.names import left_out, numbers, pattern
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.checkpoint.writing import (
     MARK,
     Mapped,
     Part,
-    Progress,
     Watch,
     existing,
     flush,
@@ -39,15 +40,9 @@ from nanomodels.checkpoint.writing import (
     write,
 )
 from nanomodels.linears.quantized import parts_of
-from nanomodels.text.files import check_file, read_json, read_text
+from nanomodels.text.files import check_file, read_json
 from nanomodels.text.nanochat_pickle import hub_files
 
-# Files that are copied as they are.
-COMPANIONS = (
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "*.model"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
-)
 # All files that a converted folder can have.
 CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json", MARK)
 ALIGNMENT = 64  # bytes, in our layout: a cache line, and the width of the widest vector register
@@ -68,17 +63,18 @@ def convert(
     dry_run=False,
     verify=False,
     force=False,
+    progress=lambda done, total: None,
 ):
-    """Write the checkpoint in folder `src` as a new folder `dst`, in the layout `to`.
+    """Write the checkpoint `src`, a folder or a name, as a new folder `dst`, in the layout `to`.
 
     dst None is a folder in `weights`, named after the checkpoint. dtype, the name of one, None for
     each tensor's own. step and era are a nanochat training folder's, as for loading.read.
+    progress(done, total) is called with bytes while the files are written.
     Raises ValueError, FileNotFoundError or another OSError; then nothing has changed.
     """
     check_options(to, quantize, quantize_head)
-    suffix = "-hf" if to == "hf" else f"-{quantize}" if quantize else ""
-    dst = dst or weights / (origin(src)[0].split("/")[-1] + suffix)
-    dst = check_target(src, dst, force)
+    src = find(src)
+    dst = check_target(src, dst or weights / default_name(src, to, quantize), force)
     source = loading.read(src, era, step, quantize, quantize_head)
     if to == "hf" and not source.architecture.HUB_NAMES:
         model_type = source.config["model_type"]
@@ -98,23 +94,24 @@ def convert(
     if len(files) > 1:
         companions["model.safetensors.index.json"] = json_bytes(index_file(files))
     companions["config.json"] = json_bytes(config_file(source, to, dtype))
-    watch, progress = Watch(source.files), Progress(total)
+    watch, began, done = Watch(source.files), time.monotonic(), 0
     with staging(dst) as folder:
         for name, content in companions.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         try:
             for file in files:
-                write(folder / file.name, file, Mapped(source.files), progress, watch)
+                path, mapped = folder / file.name, Mapped(source.files)
+                write(path, file, mapped, lambda n, before=done: progress(before + n, total), watch)
+                done += file.size
         finally:
-            progress.end()
             watch.check()  # a source that has changed explains any other error
         if verify:
             check_written(folder, source, parts, dtype)
             watch.check()
         flush(folder)
         publish(folder, dst, lambda: check_replaced(dst, force))
-    tell(f"written   {dst}: {total / 1e9:.2f} GB in {progress.seconds:.1f} s")
+    tell(f"written   {dst}: {total / 1e9:.2f} GB in {time.monotonic() - began:.1f} s")
 
 
 # --- The target ---
@@ -126,6 +123,15 @@ def check_options(to, quantize, quantize_head):
         raise ValueError("--quantize-head goes with --quantize")
     if quantize and to == "hf":
         raise ValueError(f"--quantize {quantize}: the Hub's layout has no such weights")
+
+
+def default_name(src, to, quantize):
+    """The name of the target where none is given."""
+    suffix = "-hf" if to == "hf" else f"-{quantize}" if quantize else ""
+    name = origin(src)[0].split("/")[-1] + suffix
+    if name in SHIPPED_NAMES:
+        raise ValueError(f"{name} is the name of a shipped model; give another DST")
+    return name
 
 
 def check_target(src, dst, force):
@@ -158,19 +164,6 @@ def foreign(folder):
     if others := sorted({*folder.rglob("*")} - ours):
         return f"{others[0]} is no part of a checkpoint"
     return None
-
-
-def origin(folder):
-    """A checkpoint's name, and its revision or None, by where its folder lies."""
-    folder = folder.resolve()
-    # The Hub's cache: models--OWNER--NAME/snapshots/REVISION.
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        return folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
-    # A download with local_dir.
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        metadata = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
-        return folder.name, read_text(metadata).split()[0]
-    return folder.name, None
 
 
 # --- What to write ---

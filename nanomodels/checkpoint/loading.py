@@ -26,6 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from nanomodels.checkpoint import modelopt, nanochat_folder
+from nanomodels.checkpoint.finding import find
 from nanomodels.checkpoint.names import PADDING_PREFIX, listed, rename
 from nanomodels.checkpoint.stop_ids import stop_ids
 from nanomodels.checkpoint.tensors import read_tensors
@@ -43,14 +44,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=None):
-    """Load the model of a checkpoint folder, ready to run.
+    """Load the model of a checkpoint folder, ready to run; a name is one that finding.py knows.
 
     Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}.
 
     dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
-    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes after
-    each tensor. era, for a nanochat training folder, is a name in nanochat_2026.ERAS; None detects
-    it by the tensors. quantize, "int4" or "int8", makes the weights of the linears smaller.
+    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes before
+    the first tensor and after each. era, for a nanochat training folder, is a name in
+    nanochat_2026.ERAS; None detects it by the tensors. quantize, "int4" or "int8", makes the
+    weights of the linears smaller.
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be used.
     """
     if dtype not in (None, *DTYPES):
@@ -79,10 +81,7 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False):
     era and step are for a nanochat training folder; step None is the highest. quantize is the
     scheme to quantise the linears with, None for the folder's own; quantize_head: the head, too.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "no such folder"
-        raise FileNotFoundError(f"{folder}: {what}; give the folder of a checkpoint")
+    folder = find(folder)
     states = {path: state_of(path) for path in folder.iterdir()}
     path = folder / "config.json"
     hub = read_json(path) if path.is_file() else None
@@ -383,6 +382,8 @@ def fill(matches, device, dtype, progress):
     """
     wanted = dtype or usual_dtype(matches)
     total, done = sum(match.tensor.nbytes for match in matches), 0
+    if progress is not None:
+        progress(0, total)
     for match in matches:
         tensor, place = match.tensor, match.places[0]
         if place.is_quantized:

@@ -13,6 +13,8 @@ from nanomodels.checkpoint.names import listed
 from nanomodels.checkpoint.pickles import check_torch_file
 from nanomodels.text.files import one_line, read_json
 
+MOST_TENSORS = 300_000  # of a file or an index; they take 6 s. Nemotron 3 Ultra has 202,000
+
 
 def read_tensors(folder):
     """All tensors of a folder, {name: tensor}, and the files that hold them."""
@@ -34,6 +36,7 @@ def read_shards(index, reader):
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: lacks weight_map, which says the file of each tensor")
+    check_count(index, weight_map)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index}: {name} is in {shard!r}; it must be a file of this folder")
@@ -49,13 +52,21 @@ def read_shards(index, reader):
     return tensors, [index, *(folder / shard for shard in shards)]
 
 
+def check_count(path, names):
+    """Raise ValueError for a file with too many tensors; of a stranger's, each could be empty."""
+    if len(names) > MOST_TENSORS:
+        raise ValueError(f"{path}: has {len(names):,} tensors; at most {MOST_TENSORS:,} are read")
+
+
 def map_safetensors(path):
     """The tensors of one safetensors file, {name: tensor}: views of the mapped file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; is the download complete?")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            check_count(path, names)
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, RuntimeError, TypeError, OverflowError) as error:
         # torch raises the last three for shapes that it cannot make, with a trace in the message.
         what = one_line(error)[:200]

@@ -22,7 +22,7 @@ import torch
 
 from nanomodels.checkpoint.names import PADDING_PREFIX
 from nanomodels.linears.quantized import QuantizedWeight, quantize
-from nanomodels.text.files import printable, say, state_of
+from nanomodels.text.files import printable, state_of
 
 WRITE_BYTES = 1 << 26  # written at a time
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int8": "I8"}
@@ -202,10 +202,11 @@ def raw(tensor):
 
 
 def write(path, file, mapped, progress, watch):
-    """Write a File, tensor by tensor."""
+    """Write a File, tensor by tensor. progress(n) is told that n bytes of it are written."""
     gaps = iter(file.gaps)
     with path.open("xb") as out:
         out.write(file.header)
+        progress(out.tell())
         for part in file.parts:
             watch.check(now=False)
             write_part(out, part, gaps, mapped, progress)
@@ -218,7 +219,7 @@ def write_part(out, part, gaps, mapped, progress):
         data = memoryview(raw(tensor).numpy())
         for start in range(0, len(data), WRITE_BYTES):
             out.write(data[start : start + WRITE_BYTES])
-            progress.add(len(data[start : start + WRITE_BYTES]))
+            progress(out.tell())
 
 
 # --- The new folder ---
@@ -389,30 +390,3 @@ def tell(line):
         print(ascii(line), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Progress:
-    """Shows the bytes written so far, as one line on a terminal that is overwritten."""
-
-    PAUSE = 0.2  # seconds between two lines
-
-    def __init__(self, total):
-        self.total, self.done, self.began, self.shown = total, 0, time.monotonic(), 0.0
-        self.seconds = 0.0
-
-    def add(self, size):
-        self.done += size
-        self.seconds = time.monotonic() - self.began
-        if sys.stderr is None or not sys.stderr.isatty() or self.seconds < self.shown + self.PAUSE:
-            return
-        self.shown = self.seconds
-        rate = self.done / self.seconds
-        say(
-            f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, "
-            f"{(self.total - self.done) / rate:.0f} s left",
-            end="\033[K\r",
-        )
-
-    def end(self):
-        if self.shown:
-            say("", end="\r\033[K")

@@ -1,26 +1,46 @@
 """Options and exit statuses of the commands. Nothing here imports torch, so --help is fast."""
 
 import argparse
+import difflib
 import os
 import secrets
-import sys
 import traceback
 
-from nanomodels.generation.settings import GenerationSettings
-from nanomodels.text.files import one_line, read_json, read_text, say
+from nanomodels.generation.settings import settings_from
+from nanomodels.text.files import one_line, read_json, say
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong option in one line, like every other error."""
+    """A parser that reports a wrong option in one line, like every other error.
 
-    def __init__(self, prog, description, examples):
+    {command} in the examples is what the user types. hints: {an option of other programs: text}.
+    """
+
+    def __init__(self, prog, description, examples, hints=()):
         super().__init__(
             prog=prog,
             allow_abbrev=False,
             description=description,
-            epilog=examples,
+            epilog=examples.format(command=f"python {prog}" if prog.endswith(".py") else prog),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.hints = dict(hints)
+
+    def parse_args(self, args=None):
+        parsed, unknown = self.parse_known_args(args)
+        options = [word.split("=")[0] for word in unknown if word.startswith("-")]
+        if options:
+            self.error(f"{options[0]} is no option; {self.hint(options[0])}".rstrip("; "))
+        if unknown:
+            self.error(f"unexpected {unknown[0]!r}; put a text of several words in quotes")
+        return parsed
+
+    def hint(self, option):
+        """What somebody may want who types an option that is none."""
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        longer = [name for name in options if name.startswith(option) and len(option) > 3]
+        similar = longer or difflib.get_close_matches(option, options, n=1)
+        return self.hints.get(option) or (f"did you mean {similar[0]}?" if similar else "")
 
     def error(self, message):
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")
@@ -57,60 +77,13 @@ def exit_status(prog, work):
     return 0
 
 
-def read_prompts(args):
-    """The prompts: the argument, the lines of the file, or piped input; None: chat on a terminal.
-
-    Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
-    """
-    if "" in args.stop:
-        raise ValueError("--stop is empty; give the text to end before")
-    if args.prompt_file is not None:
-        if args.prompt is not None:
-            raise ValueError("give a prompt or --prompt-file, not both")
-        text = read_text(args.prompt_file, may_be_pipe=True, keep_returns=True)
-        lines = text.removeprefix("\ufeff").split("\n")  # a lone carriage return ends no line
-        prompts = [line.removesuffix("\r") for line in lines if line.strip()]
-    elif args.prompt is not None:
-        prompts = [args.prompt]
-    elif sys.stdin is not None and sys.stdin.isatty():
-        return None
-    else:
-        try:
-            text = sys.stdin.read() if sys.stdin is not None else ""
-            prompts = [text.removeprefix("\ufeff").rstrip("\r\n")]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text ({error})") from None
-    if not prompts or not all(prompts):
-        where = args.prompt_file or (
-            "the argument" if args.prompt is not None else "standard input"
-        )
-        raise ValueError(f"the prompt is empty ({where}); give some text")
-    for text in (*prompts, *args.stop, args.system or ""):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError("the prompt is not UTF-8 text")
-    return prompts
-
-
 def generation_settings(args, config):
     """The GenerationSettings: the options, then generation_config.json (a dict), then defaults."""
-    settings = {
-        "temperature": 0.0,
-        "seed": secrets.randbits(32) if args.seed is None else args.seed,
-        "num_samples": args.num_samples,
-        "draft_lookup": args.draft_lookup,
-        "cuda_graph": args.cuda_graph,
-    }
-    names = ("repetition_penalty", "max_new_tokens")
-    if config.get("do_sample") is True:
-        settings["temperature"] = 1.0
-        names += ("temperature", "top_k", "top_p", "min_p")
-    settings |= {name: config[name] for name in names if config.get(name) is not None}
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    samples = args.num_samples > 1 or args.top_k or args.min_p or args.top_p not in (None, 1)
-    if samples and settings["temperature"] == 0:
-        settings["temperature"] = 1.0  # these options make no sense without sampling
-    return GenerationSettings(**settings | given)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    names = ("num_samples", "draft_lookup", "cuda_graph", "logprobs")
+    return settings_from(config, given | {"seed": seed} | {n: getattr(args, n) for n in names})
 
 
 def read_tools(path):

@@ -13,26 +13,28 @@ import signal
 import sys
 from pathlib import Path
 
+from nanomodels.checkpoint.finding import WEIGHTS
 from nanomodels.cli.command import Parser, exit_status
+from nanomodels.cli.progress import Progress
 from nanomodels.cli.start import catch_interrupts
 
 EXAMPLES = """examples:
-  python convert_hf.py ~/models/Minitron-4B-Base
-  python convert_hf.py ~/.cache/nanochat/chatsft_checkpoints/d20 weights/d20 --dtype bfloat16
-  python convert_hf.py ~/models/Nemotron-3-Nano-30B-A3B-NVFP4 --quantize int4 --verify
-  python convert_hf.py weights/d20 ~/models/d20-hf --to hf
+  {command} ~/models/Minitron-4B-Base
+  {command} ~/.cache/nanochat/chatsft_checkpoints/d20 weights/d20 --dtype bfloat16
+  {command} nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4 --quantize int4 --verify
+  {command} weights/d20 ~/models/d20-hf --to hf
 
 Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for a fault of this program; with the
 environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 
 
-def parse_arguments(argv):
-    parser = Parser("convert_hf.py", __doc__, EXAMPLES)
+def parse_arguments(argv, prog):
+    parser = Parser(prog, __doc__, EXAMPLES)
     add = parser.add_argument
-    add("src", type=Path, metavar="SRC", help="folder of the checkpoint")
-    add("dst", type=Path, metavar="DST", nargs="?", help="folder to write [weights/NAME]")
+    add("src", metavar="SRC", help="folder of the checkpoint, or org/name of the Hub")
+    where = "weights/NAME, in the clone or where you are"
+    add("dst", type=Path, metavar="DST", nargs="?", help=f"folder to write [{where}]")
     add(
         "--to",
         choices=("nanomodels", "hf"),
@@ -51,8 +53,8 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    return exit_status("convert_hf.py", lambda: run(parse_arguments(argv)))
+def main(argv=None, prog="convert_hf.py"):
+    return exit_status(prog, lambda: run(parse_arguments(argv, prog)))
 
 
 def run(args):
@@ -60,4 +62,5 @@ def run(args):
 
     catch_interrupts()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
-    convert(**vars(args), weights=WEIGHTS)
+    with Progress("writing: ", "GB") as progress:
+        convert(**vars(args), weights=WEIGHTS, progress=progress)

@@ -3,71 +3,90 @@
 The text goes to stdout as it is generated, and numbers go to stderr. The prompt is the argument, or
 standard input if that is piped, or each line of --prompt-file. Without a prompt, on a terminal, a
 chat begins. A checkpoint with a chat template answers the prompt as a user's message; with --raw it
-continues the text. A model's reasoning goes to stderr, or with --json into "reasoning".
+continues the text. A model's reasoning goes to stderr, or with --json into "reasoning". What
+nanochat's calculator was asked is no text; with --json it is in "parts".
+Of several texts each comes after a line such as ==> line 3, sample 2 <== or, with --json, as a line
+of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from nanomodels.cli.command import (
-    Parser,
-    exit_status,
-    generation_settings,
-    read_prompts,
-    read_tools,
-)
+from nanomodels.checkpoint.finding import SHIPPED, find, origin
+from nanomodels.cli.batch import run_batch, write_json
+from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
+from nanomodels.cli.history import History, history_path
+from nanomodels.cli.line_input import MessageReader
+from nanomodels.cli.progress import Progress
+from nanomodels.cli.rows import read_rows
 from nanomodels.cli.start import catch_interrupts
-from nanomodels.cli.terminal import (
-    Completion,
-    Meter,
-    Screen,
-    discard_stdout,
-    produce,
-    report,
-    report_unanswered,
-    show_loading,
-    show_prefill,
-    use_utf8,
-    write,
-)
-from nanomodels.text.files import read_json
+from nanomodels.cli.terminal import Screen, discard_stdout, report, use_utf8
+from nanomodels.generation.settings import generation_config
+from nanomodels.text.files import read_text
 
 EXAMPLES = """examples:
-  python generate.py "What is the capital of France?"
-  python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
-  python generate.py --model weights/nemotron-h-tiny --no-think "Hello!"
-  python generate.py --prompt-file questions.txt --json > answers.jsonl
-  echo "Tell me a joke." | python generate.py --quiet
+  {command} "What is the capital of France?"
+  {command} --raw "ROMEO" --temperature 0.8 --num-samples 3
+  {command} --model nemotron-tiny "Once upon a time"
+  {command} --model nvidia/Nemotron-Mini-4B-Instruct --quantize int4 "Why is the sky blue?"
+  {command} --prompt-file questions.txt --json > answers.jsonl
+  echo "What is 12 + 30?" | {command} --quiet
 
-Sampling settings that are not given come from the checkpoint's generation_config.json.
-Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for
-a fault of this program; with the environment variable NANOMODELS_TRACEBACK=1 it says where.
+NAME is a folder, a folder in weights/, a shipped model (nanochat-tiny, nemotron-tiny,
+nemotron-h-tiny), or org/name or org/name@revision of the Hugging Face Hub. That one is downloaded
+if it is not in the Hub's cache and huggingface_hub is installed. Sampling settings that are not
+given come from the checkpoint's generation_config.json. Without that file, generation is greedy.
+Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for a fault of this program; with the
+environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-BATCH = 16  # prompts of a file that run at the same time
+# What fingers type that know other programs.
+HINTS = {
+    "-m": "did you mean --model?",
+    "-n": "did you mean --max-new-tokens?",
+    "-f": "did you mean --prompt-file?",
+    "-p": "the prompt needs no option",
+    "--prompt": "the prompt needs no option",
+}
 
 
-def parse_arguments(argv):
-    parser = Parser("generate.py", __doc__, EXAMPLES)
+def parse_arguments(argv, prog="generate.py"):
+    parser = Parser(prog, __doc__, EXAMPLES, HINTS)
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to answer or to continue")
     add(
         "--model",
-        type=Path,
-        default=WEIGHTS / "nanochat-tiny",
-        metavar="FOLDER",
-        help="checkpoint [nanochat-tiny]",
+        default=SHIPPED / "nanochat-tiny",
+        metavar="NAME",
+        help="a folder, a shipped model, or org/name of the Hub [nanochat-tiny]",
     )
     add("--raw", action="store_true", help="continue the text, without a chat template")
     add("--system", metavar="TEXT", help="system message of the chat")
     thinking = parser.add_mutually_exclusive_group().add_argument
     thinking("--think", action="store_true", default=None, help="reason before the answer")
     thinking("--no-think", action="store_false", dest="think", help="answer without reasoning")
-    add("--tools", type=Path, metavar="FILE", help="JSON list of the tools that may be called")
+    add(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help='JSON list of the tools that may be called; --json has the calls in "tool_calls"',
+    )
     add("--trust-text", action="store_true", help="names of control tokens in texts become tokens")
-    add("--prompt-file", type=Path, metavar="FILE", help="one prompt a line, run as a batch")
+    add(
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
+        'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
+    )
+    add(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="text to read first: added to the system message, or the beginning of raw text",
+    )
+    add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
+    add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -104,12 +123,22 @@ def parse_arguments(argv):
     )
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
+    add(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        help="with --json: log-probabilities of each token and of the K likeliest",
+    )
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
-    return parser.parse_args(argv)
+    parser.set_defaults(chat=prog == "nanomodels chat")
+    args = parser.parse_args(argv)
+    if args.chat and (args.prompt is not None or args.prompt_file is not None):
+        parser.error("a chat takes no prompt; type it when the chat has begun")
+    return args
 
 
-def main(argv=None):
-    status = exit_status("generate.py", lambda: run(parse_arguments(argv)))
+def main(argv=None, prog="generate.py"):
+    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)))
     if status in (1, 2, 141):
         discard_stdout()
     return status
@@ -117,14 +146,12 @@ def main(argv=None):
 
 def run(args):
     use_utf8()
-    prompts = read_prompts(args)  # None: chat
+    rows = read_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
-    from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint.names import left_out
-    from nanomodels.generation.conversation import encode
+    from nanomodels.cli.chat import converse
+    from nanomodels.generation.calculator import calculator_for
     from nanomodels.linears.memory import keep_memory
-    from nanomodels.linears.sizes import device_of, formats, parameter_count
 
     device = args.device
     if device == "auto":
@@ -134,126 +161,117 @@ def run(args):
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.draft_lookup < 0:
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
-    if args.draft_lookup and prompts is not None and len(prompts) * args.num_samples != 1:
+    texts = len(rows or ()) * args.num_samples
+    if args.draft_lookup and texts > 1:
         raise ValueError("--draft-lookup goes with one prompt and one sample")
+    if (args.save_state or args.load_state) and texts > 1:
+        raise ValueError("--save-state and --load-state go with one prompt and one sample")
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
-    # Before loading, so that a bad setting is reported at once.
-    settings = generation_settings(args, generation_config(args.model))
-
+    if rows is None and (args.json or args.num_samples != 1):
+        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
     catch_interrupts()
+    folder = find(args.model)
+    # Before loading, so that a bad setting is reported at once.
+    settings = generation_settings(args, generation_config(folder))
+
     if device == "cpu":
         keep_memory()
+    if rows is None:
+        with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
+            chat = start_chat(args, settings, *load_checkpoint(args, folder, device, dtype))
+            converse(chat, messages, args.quiet)
+        return
+    model, tokenizer = load_checkpoint(args, folder, device, dtype)
+    if args.prompt_file is None and args.num_samples == 1:
+        answer_once(args, start_chat(args, settings, model, tokenizer), rows)
+        return
+    calculator = calculator_for(tokenizer)
+    settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
+    run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
+
+
+def load_checkpoint(args, folder, device, dtype):
+    """The model and the tokenizer in a folder."""
+    from nanomodels import Tokenizer, load
+    from nanomodels.checkpoint.names import left_out
+    from nanomodels.linears.sizes import device_of, formats, parameter_count
+
     began = time.perf_counter()
-    show = None if args.quiet else show_loading
-    model = load(args.model, device, dtype, show, args.era, args.quantize)
+    with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
+        model = load(folder, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
-    tokenizer = Tokenizer.load(args.model)
-    settings = replace(settings, vocab_size=tokenizer.vocab_size)
+    tokenizer = Tokenizer.load(folder)
     if not args.quiet:
         report(
             "load",
             f"{time.perf_counter() - began:.2f} s",
-            args.model.resolve().name,
+            origin(folder)[0],
             f"{parameter_count(model) / 1e6:.1f}M parameters",
             " and ".join(formats(model)),
             f"{device_of(model)}",
         )
         if model.skipped:
             report("skipped", left_out(model.skipped))
-    chat = start_chat(args, tokenizer)
-    if prompts is None:
-        from nanomodels.cli.chat import converse
-
-        if not chat:
-            raise ValueError("give a prompt: only a checkpoint with a chat template can chat")
-        if args.json or args.num_samples != 1:
-            raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-        converse(model, tokenizer, chat, settings, args.stop, args.quiet)
-        return
-    prompts = [encode(tokenizer, text, chat) for text in prompts]
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt.ids) > model.context_length:
-            raise ValueError(
-                f"prompt {number} of {len(prompts)} has {len(prompt.ids)} tokens; the model's "
-                f"context holds {model.context_length}"
-            )
-    for first in range(0, len(prompts), BATCH):
-        complete(args, model, tokenizer, settings, prompts[first : first + BATCH])
+    return model, tokenizer
 
 
-def generation_config(folder):
-    """The checkpoint's generation_config.json, or nanochat's own defaults for its folders."""
-    from nanomodels.nanochat import GENERATION_CONFIG
+def start_encoder(args, tokenizer):
+    """The encoder of the prompts."""
+    from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return read_json(path)
-    return GENERATION_CONFIG if folder.is_dir() and not (folder / "config.json").is_file() else {}
-
-
-def start_chat(args, tokenizer):
-    """The Chat that encodes the prompts; None for raw text."""
-    from nanomodels.generation.conversation import Chat
-
+    document = None if args.document is None else read_text(args.document, may_be_pipe=True)
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
                 name = "no-think" if getattr(args, option) is False else option
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
-        return None
+        return TextEncoder(tokenizer, document)
+    texts = [text for text in (args.system, document) if text is not None]
     tools = None if args.tools is None else read_tools(args.tools)
     try:
-        return Chat(
-            tokenizer,
-            system=args.system,
-            think=args.think,
-            tools=tools,
-            trust_text=args.trust_text,
+        return ChatEncoder(
+            tokenizer, "\n\n".join(texts) if texts else None, args.think, tools, args.trust_text
         )
     except ValueError as error:
         raise ValueError(f"{args.model}: {error}") from None
 
 
-def complete(args, model, tokenizer, settings, prompts):
-    """Write the texts for some prompts: a single one as it comes, several once all are complete."""
-    from nanomodels import generate_batch
+def start_chat(args, settings, model, tokenizer):
+    """The Chat of these options; with --load-state, the one in the file."""
+    from nanomodels import Chat
 
-    samples = settings.num_samples
-    encoded = [prompt.ids for prompt in prompts]
-    completions = [
-        Completion(tokenizer, args.stop, prompt, model.context_length + 1 - len(prompt.ids))
-        for prompt in prompts
-        for _ in range(samples)
-    ]
-    alone = len(completions) == 1 and not args.json
-    progress = None if args.quiet else show_prefill
-    meter = Meter(model, sum(map(len, encoded)))
-    rows = generate_batch(model, encoded, settings, progress=progress, on_draft=meter.draft)
-    show = Screen(not args.quiet).show if alone else lambda completion, text: None
-    interrupted = produce(completions, rows, settings.max_new_tokens, meter, show)
-    rows.close()
-    if alone:
-        write("\n")
-    for n, completion in enumerate(completions):
-        prompt, sample = divmod(n, samples)
+    chat, encoder = Chat(model, tokenizer, raw=True, stop=args.stop), start_encoder(args, tokenizer)
+    chat.encoder = encoder
+    given = {"vocab_size": tokenizer.vocab_size, "calculator": chat.settings.calculator}
+    chat.settings = replace(settings, **given)
+    chat.progress = Progress("reading the prompt: ", "tokens", args.quiet)
+    if args.load_state is not None:
+        if args.system is not None or args.document is not None:
+            raise ValueError("--load-state has its own --system and --document; leave these out")
+        chat.load(args.load_state)
+        given = {name: getattr(encoder, name, None) for name in ("think", "tools")}
+        given["trust_text"] = args.trust_text or None
+        chat.configure(**{name: value for name, value in given.items() if value is not None})
+    return chat
+
+
+def answer_once(args, chat, rows):
+    """Answer the prompt, if there is one; then write the state, if --save-state is given."""
+    from nanomodels.cli.chat import write_reply
+
+    for row in rows:
+        reply = chat.ask(row.messages[0]["content"])
+        meter, interrupted = write_reply(reply, None if args.json else Screen(not args.quiet))
+        if not args.quiet:
+            meter.report(reply.new_tokens, reply.settings)
+        if interrupted:
+            raise KeyboardInterrupt
         if args.json:
-            fields = {
-                "prompt": prompts[prompt].text,
-                "sample": sample,
-                "reasoning": completion.reasoning,
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "prompt_tokens": len(encoded[prompt]),
-                "new_tokens": len(completion.tokens),
-                "seed": settings.seed + sample if settings.temperature else None,
-            }
-            write(json.dumps(fields, ensure_ascii=False) + "\n")
-        elif not alone:
-            Screen(not args.quiet).show(completion, completion.text + "\n")
-    report_unanswered(completions)
-    if not args.quiet:
-        meter.report(sum(len(completion.tokens) for completion in completions), settings)
-    if interrupted:
-        raise KeyboardInterrupt
+            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings, chat.encoder)
+    if args.save_state is not None:
+        with chat.progress:
+            chat.save(args.save_state)
+        if not args.quiet:
+            report("saved", f"{chat.prefix.cache.length} tokens", f"{args.save_state}")

@@ -4,52 +4,8 @@ import os
 import sys
 import time
 
-from nanomodels.generation.stream import ReasoningSplitter, TextStream
-from nanomodels.text.files import say, show
-
-
-class Completion:
-    """One completion that is being generated."""
-
-    def __init__(self, tokenizer, stop, prompt, room):
-        self.room = room  # new tokens until the context is full
-        self.splitter = None if prompt.thinking is None else ReasoningSplitter(prompt.thinking)
-        self.stream = TextStream(tokenizer, stop, self.splitter)
-        self.text = ""  # of the answer
-        self.tokens = []
-        self.finish_reason = None  # "stop", "length", "context" or "interrupted"
-
-    def push(self, token):
-        """Add the next token, None for a stop id; return the text that is now certain."""
-        if self.finish_reason is not None:
-            return ""
-        if token is None:
-            return self.finish("context" if len(self.tokens) == self.room else "stop")
-        self.tokens.append(token)
-        text = self.stream.push(token)
-        self.text += text
-        if self.stream.stopped:
-            self.finish_reason = "stop"
-        return text
-
-    def finish(self, reason):
-        """End here, unless it has already ended; return the rest of the text."""
-        if self.finish_reason is not None:
-            return ""
-        self.finish_reason = reason
-        text = self.stream.finish()
-        self.text += text
-        return text
-
-    @property
-    def reasoning(self):
-        """The model's reasoning before the answer; None if there is none."""
-        return (self.splitter and self.splitter.reasoning.strip()) or None
-
-    @property
-    def answered(self):
-        """Whether the answer has begun."""
-        return self.splitter is None or self.splitter.state != "reasoning"
+from nanomodels.cli.wrap import Output
+from nanomodels.text.files import printable, say, show
 
 
 def produce(completions, rows, max_new_tokens, meter, show):
@@ -77,33 +33,40 @@ def produce(completions, rows, max_new_tokens, meter, show):
 
 
 class Screen:
-    """Shows one completion as it comes: the answer on stdout, the reasoning on stderr."""
+    """Shows one completion as it comes: the answer on stdout, the reasoning on stderr.
+
+    On a terminal, no control character of the model gets there, and no word is broken at the edge.
+    A pipe or a file gets the text as it is.
+    """
 
     def __init__(self, reasoning):
         self.reasoning = reasoning  # whether to show it
         self.shown = 0  # characters of the reasoning
         self.closed = False
+        self.answer, self.thought = Output(sys.stdout), Output(sys.stderr)
 
     def show(self, completion, text):
         """Write `text`, which is new in the answer, and what is new in the reasoning."""
+        ended = completion.finish_reason is not None
         if self.reasoning and completion.reasoning and not self.closed:
             if self.shown == 0:
-                say("<think>")
+                show(dim("<think>\n"))
             so_far = completion.splitter.reasoning.lstrip()
-            show(so_far[self.shown :])
+            show(dim(self.thought.push(so_far[self.shown :])))
             self.shown = len(so_far)
-            self.closed = completion.answered or completion.finish_reason is not None
+            self.closed = completion.answered or ended
             if self.closed:
-                end = "</think>" if completion.answered else ""
-                show(("" if so_far.endswith("\n") else "\n") + end + "\n")
-        write(text)
+                end = "\n" * (not so_far.endswith("\n")) + "</think>\n" * completion.answered
+                show(dim(self.thought.finish() + end))
+        write(self.answer.push(text) + (self.answer.finish() if ended else ""))
 
 
 class Meter:
     """Times a generation and reports the figures on stderr."""
 
-    def __init__(self, model, prompt_tokens):
-        self.model, self.prompt_tokens = model, prompt_tokens
+    def __init__(self, model, prompt_tokens, reused=0):
+        """prompt_tokens are those that are read; reused is how many more a cache has."""
+        self.model, self.prompt_tokens, self.reused = model, prompt_tokens, reused
         self.times = [time.perf_counter()]
         self.drafted = self.accepted = 0
 
@@ -115,7 +78,15 @@ class Meter:
         """Note that a token has come, in each row."""
         self.times.append(time.perf_counter())
 
+    def rate(self, new_tokens):
+        """Tokens in a second, after the first step; None if there was only that one."""
+        steps = len(self.times) - 2
+        if steps < 1:
+            return None
+        return new_tokens * steps / (steps + 1) / (self.times[-1] - self.times[1])
+
     def report(self, new_tokens, settings):
+        """Four lines of figures."""
         from nanomodels.linears.sizes import bytes_per_token, device_of
 
         if len(self.times) < 2:
@@ -124,6 +95,7 @@ class Meter:
         report(
             "prompt",
             f"{self.prompt_tokens} tokens",
+            *([f"{self.reused} reused"] if self.reused else []),
             f"{self.prompt_tokens / first:.0f} tokens/s",
             f"first token after {first:.3f} s",
         )
@@ -133,7 +105,7 @@ class Meter:
             seconds = self.times[-1] - self.times[1]
             size = bytes_per_token(self.model)
             figures += [
-                f"{new_tokens * steps / (steps + 1) / seconds:.1f} tokens/s",
+                f"{self.rate(new_tokens):.1f} tokens/s",
                 f"{size * (steps - self.accepted) / seconds / 1e9:.2f} GB/s",
             ]
         if settings.temperature:
@@ -149,28 +121,25 @@ def report(name, *figures):
     say(f"{name:8}{', '.join(figures)}")
 
 
+def dim(text):
+    """A text for stderr, in faint letters where that is a terminal with colours."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    colours = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    return f"\033[2m{text}\033[0m" if text and terminal and colours else text
+
+
+def note(line):
+    """A line on stderr that is no part of the conversation, not broken within words."""
+    output = Output(sys.stderr)
+    show(dim(output.push(printable(line)) + output.finish()) + "\n")
+
+
 def report_unanswered(completions):
     """One line if completions ended within the reasoning, and not by Ctrl-C."""
     rows = completions
     if count := sum(not row.answered and row.finish_reason != "interrupted" for row in rows):
         which = "the text" if len(rows) == 1 else f"{count} of {len(rows)} texts"
         say(f"({which} ended before the answer, within the reasoning; see --max-new-tokens)")
-
-
-def show_loading(done, total):
-    if total > 1e9:
-        show_progress(f"loading {done / 1e9:.1f} of {total / 1e9:.1f} GB", done == total)
-
-
-def show_prefill(done, total):
-    if total > 2000:
-        show_progress(f"reading the prompt, {done} of {total} tokens", done == total)
-
-
-def show_progress(line, last):
-    """A line on a terminal that the next one overwrites."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        say(line, end="\r\033[K" if last else "\r")
 
 
 def peak_memory(device):

@@ -1,109 +1,371 @@
-"""Conversations: messages to prompts, and a cache that keeps what the next prompt repeats."""
+"""A conversation with a model, of which each turn reads only what is new.
 
-from contextlib import closing
-from dataclasses import dataclass
+chat = nanomodels.Chat("weights/nanochat-tiny")
+for text in chat.ask("What is the capital of France?"):
+    print(text, end="")                      as it comes
+print(chat.ask("And of Spain?"))             or as a whole
+print(chat.reply.reused_tokens, chat.length)
+"""
 
-from nanomodels.generation.decoding import generate_batch, prefill
+import copy
+from dataclasses import replace
+from pathlib import Path
 
-
-@dataclass
-class Prompt:
-    """What the model is given."""
-
-    text: str  # as the user wrote it
-    ids: list
-    # Whether the ids end in <think>, so that the model continues its reasoning; None: no chat.
-    thinking: bool | None
-
-
-def encode(tokenizer, text, chat):
-    """The Prompt of a text: as a user's message of a Chat, or, if chat is None, as it is."""
-    if chat:
-        return chat.encode([{"role": "user", "content": text}])
-    return Prompt(text, tokenizer.encode(text), None)
+from nanomodels.generation.calculator import calculator_for
+from nanomodels.generation.prompts import ChatEncoder, TextEncoder, Turn, question, shared
+from nanomodels.generation.reuse import PrefixCache
+from nanomodels.generation.settings import generation_config, settings_from
+from nanomodels.generation.stream import Completion
+from nanomodels.text import tool_calls
 
 
 class Chat:
-    """Turns messages into prompts with the checkpoint's chat template.
+    """A conversation: messages, and a cache of what the model has read of them.
 
-    system is the text of a system message. think switches the reasoning on or off; None leaves it
-    to the template. tools is a list of JSON schemas. trust_text: whether names of control tokens
-    in messages and tools become those tokens; see Tokenizer.encode_chat.
-    Raises ValueError if the template has no tools, or no switch for the reasoning.
+    model is a checkpoint's folder, which is loaded (device, dtype and quantize are for
+    nanomodels.load); or a loaded model, with its tokenizer. system, think, tools and trust_text are
+    explained in prompts.ChatEncoder. With raw=True there is no chat template: what is asked is
+    added to the text, and the model continues it; then system is the beginning of the text.
+
+    stop is a list of strings that end an answer. The other settings are fields of
+    GenerationSettings; those not given come from the folder's generation_config.json.
+
+    model, tokenizer, settings, stop, turns, reply and progress can be read and set between two
+    answers. `reply` is the last Reply, `progress(done, total)` is called while a prompt is read.
+    Raises ValueError for what the model or its chat template does not have.
     """
 
-    def __init__(self, tokenizer, *, system=None, think=None, tools=None, trust_text=False):
-        template = tokenizer.chat_template
-        self.tokenizer = tokenizer
-        self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.variables = {"trust_text": trust_text}
-        self.switch = ""  # added to the last user message
-        if tools is not None:
-            if "tools" not in template:
-                raise ValueError("the chat template has no tools")
-            self.variables["tools"] = tools
-        if think is not None and "enable_thinking" in template:
-            self.variables["enable_thinking"] = think
-        elif think is not None and "/no_think" in template:
-            self.switch = " /think" if think else " /no_think"
-        elif think is not None:
-            raise ValueError("the chat template has no switch for the reasoning")
+    def __init__(
+        self,
+        model,
+        tokenizer=None,
+        *,
+        system=None,
+        think=None,
+        tools=None,
+        trust_text=False,
+        raw=False,
+        device=None,
+        dtype=None,
+        quantize=None,
+        stop=(),
+        progress=None,
+        **settings,
+    ):
+        if isinstance(model, str | Path):
+            if tokenizer is not None:
+                raise ValueError("a tokenizer goes with a loaded model; a folder has its own")
+            settings = settings_from(generation_config(Path(model)), settings)
+            model, tokenizer = load(model, device, dtype, quantize)
+        elif tokenizer is None or (device, dtype, quantize) != (None, None, None):
+            raise ValueError(
+                "give a folder; or a loaded model and its tokenizer, without device, dtype and "
+                "quantize, which are for loading"
+            )
+        else:
+            settings = settings_from({}, settings)
+        if not hasattr(model, "lm_head"):
+            raise ValueError(f"a {type(model).__name__} makes no text")
+        self.model, self.tokenizer, self.stop = model, tokenizer, list(stop)
+        self.settings = replace(
+            settings,
+            vocab_size=settings.vocab_size or tokenizer.vocab_size,
+            calculator=settings.calculator or calculator_for(tokenizer),
+        )
+        if raw:
+            if think is not None or tools is not None:
+                raise ValueError("raw text has no think and no tools, only a chat has")
+            self.encoder = TextEncoder(tokenizer, system)
+        else:
+            self.encoder = ChatEncoder(tokenizer, system, think, tools, trust_text)
+        self.turns, self.reply, self.progress = [], None, progress
+        self.prefix = PrefixCache(model)
 
-    def encode(self, turns, **variables):
-        """The Prompt of a chat whose last turn is the user's."""
-        *before, last = self.system + turns
-        messages = [*before, last | {"content": last["content"] + self.switch}]
-        ids = self.tokenizer.encode_chat(messages, **self.variables | variables)
-        end = self.tokenizer.decode(ids[-32:])  # long enough for <think> in bytes, and space
-        return Prompt(last["content"], ids, end.rstrip().endswith("<think>"))
+    # --- What is asked ---
 
+    def ask(self, message, **settings):
+        """Ask something: the Reply, which yields the answer's text as it comes.
 
-class PrefixCache:
-    """The cache of a chat, and the ids that it holds.
+        message is the user's text, or a list of messages (dicts), for example the results of tools.
+        settings replace those of the chat for this answer.
 
-    Usually the next prompt begins with these ids, and only the rest is fed. But a template may drop
-    the reasoning of earlier answers, or encode an answer as other tokens than the model's. Then the
-    cache goes back to the end of the last user message, or to the beginning.
-    """
-
-    def __init__(self, model, progress=None):
-        self.model, self.cache, self.progress = model, model.new_cache(1, 0), progress
-        self.ids = []
-        self.snapshots = [([], self.cache.snapshot())]  # (ids, cache after them), longest last
-
-    def prepare(self, ids, max_length):
-        """Keep the ids that `ids` begin with, and make room for max_length tokens."""
-        if max_length > self.cache.max_length:
-            larger = self.model.new_cache(1, min(2 * max_length, self.model.context_length))
-            larger.restore(self.cache.snapshot())
-            self.cache = larger
-        if not continues(ids, self.ids):
-            while not continues(ids, self.snapshots[-1][0]):
-                self.snapshots.pop()
-            self.ids, snapshot = self.snapshots[-1]
-            self.cache.restore(snapshot)
-
-    def answer(self, ids, message, settings, on_draft=None):
-        """What generate_batch yields for the prompt `ids`; call `prepare` first.
-
-        message is the ids up to the end of the user's message, a place to go back to. Close the
-        iterator before the next call.
+        If the context has no room for it, the oldest turns are forgotten, so many that half of
+        their room is free again: `reply.forgotten` says how many.
+        Raises ValueError for a message that is longer than the context, and then changes nothing.
         """
-        tokens = []
+        self.end()
+        if isinstance(message, str):
+            turn = question(message)
+        else:
+            turn = Turn([dict(each) for each in message])
+        return self.start([*self.turns, turn], settings)
+
+    def start(self, turns, settings):
+        """Set and return the Reply to the last of the turns."""
+        settings = replace(self.settings, **settings)
+        prompt, kept = self.fit(turns, settings.max_new_tokens)
+        self.reply = Reply(self, kept, prompt, settings, len(turns) - len(kept))
+        self.turns = kept
+        return self.reply
+
+    def fit(self, turns, max_new_tokens):
+        """The Prompt of the turns, or of the last ones if there is no room; and these turns."""
+        context, prompt = self.context_length, self.encoder.encode(turns)
+        room = min(max_new_tokens, context // 4)  # for the answer
+        if len(prompt.ids) + room > context:
+            alone = len(self.encoder.encode(turns[-1:]).ids)
+            if alone > context:
+                raise ValueError(
+                    f"the message makes a prompt of {alone} tokens; the model's context holds "
+                    f"{context}"
+                )
+            most = min(context, (alone + room + context) // 2)
+            while len(turns) > 1 and len(prompt.ids) + room > most:
+                turns = turns[1:]
+                prompt = self.encoder.encode(turns)
+        return prompt, turns
+
+    def undo(self):
+        """Take back the last turn; return its messages. Raises ValueError if there is none."""
+        self.end()
+        if not self.turns:
+            raise ValueError("there is no turn to take back")
+        self.reply = None
+        return self.turns.pop().messages
+
+    def retry(self, **settings):
+        """Ask the last message again, in place of its answer, as `ask` does.
+
+        With the same seed, or without sampling, the answer is the same.
+        """
+        self.end()
+        if not self.turns:
+            raise ValueError("there is no message to ask again")
+        *before, last = self.turns
+        return self.start([*before, Turn(last.messages[:-1])], settings)
+
+    def reset(self):
+        """Forget all turns. The system message stays."""
+        self.end()
+        self.turns, self.reply = [], None
+
+    def configure(self, **options):
+        """Change system, think, tools or trust_text, from the next prompt on."""
+        self.end()
+        if isinstance(self.encoder, TextEncoder) and {*options} - {"system"}:
+            raise ValueError(f"raw text has no {' and no '.join(options)}, only a chat has")
+        self.encoder = replace(self.encoder, **options)
+
+    def read(self):
+        """Read now what all next prompts begin with; return how many tokens that is."""
+        self.end()
+        ids = self.encoder.begin(self.turns)[: self.context_length]
+        self.prefix.read_ahead(ids, [shared(ids, self.encoder.beginning)], self.progress)
+        return len(ids)
+
+    # --- What there is ---
+
+    @property
+    def messages(self):
+        """The messages so far, as dicts. An answer is there when it has ended."""
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return opening + [dict(message) for turn in self.turns for message in turn.messages]
+
+    @property
+    def system(self):
+        """The text of the system message; of raw text, its beginning; None: none."""
+        return self.encoder.system
+
+    @property
+    def length(self):
+        """Tokens of the context that the conversation takes, after the last answer."""
+        return self.turns[-1].length if self.turns else 0
+
+    @property
+    def context_length(self):
+        """Tokens that the model's context holds."""
+        return self.model.context_length
+
+    def __repr__(self):
+        return (
+            f"<Chat with {type(self.model).__name__}: {len(self.turns)} turns, "
+            f"{self.length} of {self.context_length} tokens>"
+        )
+
+    # --- Copies and files ---
+
+    def fork(self):
+        """A second chat that goes on from here; the model is shared. Neither changes the other."""
+        self.end()
+        other = copy.copy(self)
+        other.turns, other.prefix = copy.deepcopy(self.turns), self.prefix.clone()
+        return other
+
+    def save(self, path):
+        """Write the conversation to a file, with all that was read of it; see states.py.
+
+        First `read` is called. Raises ValueError if the path is something else than a file, OSError
+        if the file cannot be written.
+        """
+        from nanomodels.generation.states import save
+
+        self.read()
+        save(self, path)
+
+    def load(self, path):
+        """Go on with the conversation in a file, in place of this one; see states.py.
+
+        Raises FileNotFoundError, or ValueError for a file that is damaged or was saved with another
+        model, dtype, tokenizer or chat template; then the chat is as it was.
+        """
+        from nanomodels.generation.states import load
+
+        self.end()
+        load(self, path)
+
+    def end(self):
+        """End an answer that is not complete."""
+        if self.reply is not None:
+            self.reply.close()
+
+
+class Reply:
+    """An answer. Iterate over it once, for its text as it comes; or take it whole, as str(reply).
+
+    text, reasoning (None: there is none), tokens and finish_reason ("stop", "length", "context" or
+    "interrupted") first run it to its end. Known before: prompt_tokens, reused_tokens (those that
+    were not read again) and forgotten (turns). drafted and accepted count tokens of drafts.
+
+    An answer that is left early (close(), an exception, the next question) stays as far as it came,
+    as the answer of its turn. If it is left before its first token, the turn is taken back.
+    """
+
+    def __init__(self, chat, turns, prompt, settings, forgotten):
+        """turns are those that the prompt was made of."""
+        self.chat, self.before, self.turn, self.asked = (
+            chat,
+            chat.turns,
+            turns[-1],
+            turns[-1].messages,
+        )
+        self.forgotten, self.settings = forgotten, settings
+        self.drafted = self.accepted = 0
+        length = self.prompt_tokens = len(prompt.ids)
+        room = chat.context_length + 1 - length
+        self.completion = Completion(chat.tokenizer, chat.stop, prompt, room)
+        self.reused_tokens = chat.prefix.prepare(
+            prompt.ids, min(length + settings.max_new_tokens, chat.context_length)
+        )
+        places = []
+        if chat.prefix.cache.has_ssm:
+            ends = chat.encoder.beginning, chat.encoder.message_ids(turns)
+            places = [shared(prompt.ids, ids) for ids in ends]
+        self.rows = chat.prefix.answer(places, settings, chat.progress, self.count)
+        self.pieces, self.ended = self.run(), False
+
+    def run(self):
+        """Yield the text that is now certain, after each token; often it is empty."""
+        rest = ""
         try:
-            if continues(ids, message) and len(message) > self.cache.length:
-                prefill(self.model, [message], self.cache, self.progress)
-                self.snapshots[1:] = [(message, self.cache.snapshot())]
-            callbacks = {"progress": self.progress, "on_draft": on_draft}
-            rows = generate_batch(self.model, [ids], settings, cache=self.cache, **callbacks)
-            with closing(rows):
-                for row in rows:
-                    tokens += [token for token in row if token is not None]
-                    yield row
+            for (token,) in self.rows:
+                yield self.completion.push(token)
+                if self.completion.finish_reason is not None:
+                    break
+            full = len(self.completion.tokens) < self.settings.max_new_tokens
+            rest = self.completion.finish("context" if full else "length")
         finally:
-            self.ids = (ids + tokens)[: self.cache.length]
+            self.settle()
+        yield rest
+
+    def settle(self):
+        """Make the answer a part of the chat, however it has ended; again, if interrupted."""
+        if self.ended:
+            return
+        self.rows.close()
+        said = self.completion
+        taken_back = said.finish_reason is None and not said.tokens
+        said.finish("interrupted")
+        if taken_back:
+            self.chat.turns = self.before
+        else:
+            answer = {"role": "assistant", "content": said.stream.parts or said.text}
+            if said.reasoning is not None:
+                answer["reasoning_content"] = said.reasoning
+            self.turn.messages = [*self.asked, answer]
+            self.turn.tokens = said.tokens
+            if said.stream.stopped:  # the tokens are more than the text
+                self.turn.tokens = self.chat.tokenizer.encode(said.text, add_bos=False)
+            self.turn.length = self.prompt_tokens + len(said.tokens)
+        self.ended = True
+
+    def close(self):
+        """End the answer here, unless it has ended."""
+        self.pieces.close()
+        self.settle()  # if it had not begun
+
+    def steps(self):
+        """As iterating over the reply, but with a text, often empty, after each token.
+
+        completion.reasoning is the reasoning so far.
+        """
+        return self.pieces
+
+    def __iter__(self):
+        return (text for text in self.pieces if text)
+
+    def __str__(self):
+        return self.text
+
+    def whole(self):
+        """The Completion, at its end."""
+        for _ in self.pieces:
+            pass
+        return self.completion
+
+    @property
+    def text(self):
+        """The answer, without the reasoning."""
+        return self.whole().text
+
+    @property
+    def reasoning(self):
+        """What the model reasoned before the answer, or None."""
+        return self.whole().reasoning
+
+    @property
+    def tool_calls(self):
+        """The calls of tools in the answer: [{"name": ..., "arguments": {...}}, ...]."""
+        tools = getattr(self.chat.encoder, "tools", None)
+        return [] if tools is None else tool_calls.parse(self.text, tools)[1]
+
+    @property
+    def tokens(self):
+        """The ids of the reasoning and the answer."""
+        return self.whole().tokens
+
+    @property
+    def finish_reason(self):
+        """Why the answer has ended: "stop", "length", "context" or "interrupted"."""
+        return self.whole().finish_reason
+
+    @property
+    def new_tokens(self):
+        """How many tokens the reasoning and the answer have."""
+        return len(self.tokens)
+
+    def count(self, drafted, accepted):
+        """Note the tokens of a draft."""
+        self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
+
+    def __repr__(self):
+        if not self.ended:
+            return "<Reply: iterate over it, or print it>"
+        return f"<Reply: {self.completion.text!r:.60}, {self.completion.finish_reason}>"
 
 
-def continues(ids, start):
-    """Whether `ids` begin with `start` and are longer."""
-    return len(ids) > len(start) and ids[: len(start)] == start
+def load(folder, device, dtype, quantize):
+    """The model and the tokenizer of a folder."""
+    import nanomodels
+
+    model = nanomodels.load(folder, device or "cpu", dtype, quantize=quantize)
+    return model, nanomodels.Tokenizer.load(folder)

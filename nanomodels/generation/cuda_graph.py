@@ -11,6 +11,8 @@ On other devices `GraphDecoder` makes the same calls without a graph. The tests 
 Shapes: b rows, t = 1 token in a call, s slots.
 """
 
+import copy
+
 import torch
 
 from nanomodels.cache import KV, PADDING, SSM, Cache, Call, Ids
@@ -104,7 +106,9 @@ class GraphDecoder:
     def __init__(self, model, cache):
         self.model, self.cache, self.slots = model, cache, SLOTS
         cache.version = object()
-        cache.counts = cache.counts.clone()  # written in place from now on
+        # Written in place from now on; marks keep the states of before.
+        cache.counts = cache.counts.clone()
+        cache.entries = [copy.deepcopy(e) if isinstance(e, SSM) else e for e in cache.entries]
         self.ids = torch.zeros_like(cache.counts)
         self.replay = None
 
@@ -120,8 +124,12 @@ class GraphDecoder:
                 self.slots *= 2
             self.capture()
         self.ids.copy_(ids)
-        self.replay()
-        self.cache.length += 1
+        try:
+            self.replay()
+            self.cache.length += 1
+        except BaseException:  # a graph that was interrupted has been launched, or has not
+            self.cache.length = int(self.static.next_slot)
+            raise
         return self.logits
 
     def capture(self):

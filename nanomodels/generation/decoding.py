@@ -19,6 +19,7 @@ import torch
 
 from nanomodels.generation import cuda_graph
 from nanomodels.generation.drafts import PromptLookup, decode_with_drafts
+from nanomodels.generation.logprobs import with_logprobs
 from nanomodels.generation.sampling import Sampler
 from nanomodels.generation.settings import GenerationSettings, list_of_ids
 
@@ -29,8 +30,12 @@ def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes)
     """Continue the prompt `ids` (a list of token ids): an iterator of ints, token by token.
 
     Give settings as keywords: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-    seed, stop_ids, vocab_size, draft_lookup, cuda_graph; or as a GenerationSettings, which says
-    what each means, and then keywords replace some of its fields.
+    seed, stop_ids, vocab_size, draft_lookup, cuda_graph, logprobs, calculator; or as a
+    GenerationSettings, which says what each means, and then keywords replace some of its fields.
+
+    With logprobs=K the ints are Tokens (logprobs.py): token.logprob is the log-probability that the
+    model gave the token, token.top the K likeliest ids with theirs. The tokens that a calculator
+    forces are yielded, and count, as all others.
 
     The iterator ends after max_new_tokens, when the model's context is full, or before a stop id,
     which is not yielded.
@@ -40,8 +45,9 @@ def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes)
     early, close() it before you use the cache.
 
     draft_lookup and cuda_graph change neither text nor cache, only the speed. But in bfloat16 they
-    round differently, so a near-tie can go the other way. on_draft(drafted, accepted) is called
-    after each draft with its number of tokens, and of right ones.
+    round differently, so a near-tie can go the other way; and savepoints of the cache from before
+    are no longer valid. on_draft(drafted, accepted) is called after each draft with its number of
+    tokens, and of right ones.
 
     Raises ValueError for an empty prompt, one longer than the context, ids outside the vocabulary,
     a cache that does not fit, or a setting out of range.
@@ -63,8 +69,9 @@ def generate_batch(
 
     Sample j uses seed + j, independent of the other rows, so a row is what `generate` gives for its
     prompt alone with that seed (except for the rope types dynamic and longrope, see rope.rotation).
-    progress(done, total) is called after each piece of the prefill with tokens of the longest
-    prompt. The rest is as in `generate`; a cache and draft_lookup need one prompt and one sample.
+    progress(done, total) is called before the prefill and after each piece of it, with tokens of
+    the longest prompt. The rest is as in `generate`; a cache and draft_lookup need one prompt and
+    one sample.
     """
     settings = replace(settings or GenerationSettings(), **changes).for_model(model)
     prompts = [list_of_ids("a prompt", ids) for ids in prompts]
@@ -93,6 +100,12 @@ def check(model, prompts, settings, cache):
         raise ValueError("draft_lookup goes with one prompt and one sample; 0 is off")
     if settings.cuda_graph:
         cuda_graph.check(model)
+    if (settings.logprobs or 0) > settings.vocab_size:
+        raise ValueError(
+            f"logprobs is {settings.logprobs}; the vocabulary has {settings.vocab_size} tokens"
+        )
+    if settings.calculator is not None:
+        settings.calculator.check(settings.vocab_size)
 
 
 @torch.inference_mode()
@@ -124,7 +137,7 @@ def decode(model, prompts, settings, cache, progress, on_draft):
     live = [True] * len(logits)
     for n in range(max(limits)):
         tokens = sampler(logits)  # (b,)
-        ids = tokens.tolist()
+        ids = with_logprobs(tokens, logits, settings.logprobs)
         live = [
             on and i not in settings.stop_ids and n < limit
             for on, i, limit in zip(live, ids, limits, strict=True)
@@ -147,6 +160,8 @@ def prefill(model, prompts, cache, progress=None):
     ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
     is_token = torch.arange(longest) >= padding  # (b, t)
     mask = None if is_token.all() else is_token.to(device)
+    if progress is not None:
+        progress(cache.length, longest)
     for start in range(cache.length, longest, PIECE):
         piece = slice(start, start + PIECE)
         logits = model(

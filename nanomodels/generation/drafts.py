@@ -9,6 +9,8 @@ Every token is chosen from the model's own logits, so the text is the same as wi
 
 import torch
 
+from nanomodels.generation.logprobs import with_logprobs
+
 
 class PromptLookup:
     """Drafts what followed the last few tokens when they last occurred in the text.
@@ -79,12 +81,14 @@ def decode_with_drafts(model, cache, logits, limit, sampler, lookup):
     savepoint, draft, accepted = cache.savepoint(), [], 0
     try:
         for left in reversed(range(limit)):  # tokens that may follow this one
-            token = int(sampler(logits[accepted : accepted + 1]))
+            row = logits[accepted : accepted + 1]  # (1, v)
+            chosen = sampler(row)
+            token = int(chosen)
             lookup.push(token)
             if token in settings.stop_ids:
                 yield [None]
                 return
-            yield [token]
+            yield with_logprobs(chosen, row, settings.logprobs)
             if draft[accepted : accepted + 1] == [token]:
                 accepted += 1
             elif left > 0:

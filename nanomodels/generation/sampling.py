@@ -15,9 +15,9 @@ import torch
 class Sampler:
     """Chooses the next token of each row.
 
-    It holds what belongs to the rows: a random generator each and, for the repetition penalty, the
-    tokens that each text already has. Rows are in the order of `generate_batch`. seed and
-    vocab_size of the settings must not be None.
+    It holds what belongs to the rows: a random generator each, a calculator's state and, for the
+    repetition penalty, the tokens that each text already has. Rows are in the order of
+    `generate_batch`. seed and vocab_size of the settings must not be None.
     """
 
     def __init__(self, settings, prompts, device="cpu"):
@@ -25,6 +25,8 @@ class Sampler:
         seeds = [settings.seed + j for _ in prompts for j in samples]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.settings = settings
+        calculator = settings.calculator
+        self.calculations = [calculator.row() for _ in seeds] if calculator else None
         # Below a millionth, a difference of 0.0001 between logits is 100 nats: that is greedy.
         self.temperature = settings.temperature if settings.temperature >= 1e-6 else 0
         self.seen = None  # (b, v), True for the tokens of the text
@@ -41,6 +43,9 @@ class Sampler:
             tokens = logits.argmax(-1)
         else:
             tokens = draw(self.probabilities(logits), self.generators)
+        if self.calculations:
+            pairs = zip(self.calculations, tokens.tolist(), strict=True)
+            tokens = tokens.new_tensor([row.next(token) for row, token in pairs])
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         return tokens

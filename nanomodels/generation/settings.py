@@ -5,6 +5,9 @@ import secrets
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
+from nanomodels.generation.calculator import Calculator
+from nanomodels.text.files import read_json
+
 # Numbers: lowest, highest, what a special value means.
 RANGES = {
     "temperature": (0, 1e6, "0 is greedy"),
@@ -14,7 +17,14 @@ RANGES = {
     "repetition_penalty": (0.01, 100, "1 is off"),
 }
 # Whole numbers without an upper limit: the lowest.
-COUNTS = {"num_samples": 1, "max_new_tokens": 0, "draft_lookup": 0}
+COUNTS = {
+    "num_samples": 1,
+    "max_new_tokens": 0,
+    "draft_lookup": 0,
+    "vocab_size": 1,
+    "logprobs": 0,
+}
+OPTIONAL = ("vocab_size", "logprobs")  # may be None
 
 
 def list_of_ids(name, ids):
@@ -60,10 +70,16 @@ class GenerationSettings:
     # Most tokens of a draft (drafts.py); 0 is off. 8 to 16 pay on a CPU.
     draft_lookup: int = 0
     cuda_graph: bool = False  # run each decode step as a CUDA graph (cuda_graph.py)
+    # Tokens come with log-probabilities, theirs and those of the K likeliest (logprobs.py).
+    logprobs: int | None = None
+    # A Calculator puts the values of expressions into the text of a nanochat model (calculator.py).
+    calculator: Calculator | None = None
 
     def __post_init__(self):
         for name, least in COUNTS.items():
             number = getattr(self, name)
+            if number is None and name in OPTIONAL:
+                continue
             if not is_real(number, Integral) or number < least:
                 raise ValueError(
                     f"{name} is {number!r}; it must be a whole number, {least} or more"
@@ -80,13 +96,12 @@ class GenerationSettings:
             if not whole or self.seed < 0 or int(self.seed) + self.num_samples > 2**63:
                 raise ValueError("seed must be a whole number from 0 to 2^63 - 1")
             object.__setattr__(self, "seed", int(self.seed))
-        size = self.vocab_size
-        if size is not None:
-            if not is_real(size, Integral) or size < 1:
-                raise ValueError(f"vocab_size is {size!r}; it must be a whole number, 1 or more")
-            object.__setattr__(self, "vocab_size", int(size))
         if self.stop_ids is not None and not isinstance(self.stop_ids, frozenset):
             object.__setattr__(self, "stop_ids", tuple(list_of_ids("stop_ids", self.stop_ids)))
+        if self.calculator is not None and not isinstance(self.calculator, Calculator):
+            raise ValueError(
+                f"calculator is {self.calculator!r:.80}; give a Calculator(tokenizer), or None"
+            )
         if self.cuda_graph and self.draft_lookup:
             raise ValueError("cuda_graph and draft_lookup do not go together")
 
@@ -99,3 +114,27 @@ class GenerationSettings:
             stop_ids=frozenset(model.stop_ids if self.stop_ids is None else self.stop_ids),
             vocab_size=min(known, self.vocab_size or known),
         )
+
+
+def settings_from(config, given):
+    """The GenerationSettings: those given, then generation_config.json (a dict), then defaults."""
+    settings = {"temperature": 0.0}
+    names = ("repetition_penalty", "max_new_tokens")
+    if config.get("do_sample") is True:
+        settings["temperature"] = 1.0
+        names += ("temperature", "top_k", "top_p", "min_p")
+    settings |= {name: config[name] for name in names if config.get(name) is not None}
+    samples = given.get("num_samples", 1) != 1 or given.get("top_p", 1) != 1
+    if samples or given.get("top_k") or given.get("min_p"):
+        settings["temperature"] = settings["temperature"] or 1.0  # they make no sense without
+    return GenerationSettings(**settings | given)
+
+
+def generation_config(folder):
+    """The checkpoint's generation_config.json, or nanochat's own defaults for its folders."""
+    from nanomodels.nanochat import GENERATION_CONFIG
+
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return read_json(path)
+    return GENERATION_CONFIG if folder.is_dir() and not (folder / "config.json").is_file() else {}

@@ -11,7 +11,13 @@ from datetime import datetime
 from nanomodels.text.files import one_line, read_text, refusal
 
 # nanochat has no template. Its code writes this format: nanochat/tokenizer.py, commit 306bc38.
+# An answer with calculations is a list of parts, [{'type': 'python', 'text': '1 + 2'}, ...].
 NANOCHAT_TEMPLATE = """
+{%- set marks = {
+    'text': ('', ''),
+    'python': ('<|python_start|>', '<|python_end|>'),
+    'python_output': ('<|output_start|>', '<|output_end|>'),
+} -%}
 {%- set system = messages[0].content ~ '\\n\\n' if messages[0].role == 'system' else '' -%}
 {%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}
 {%- if not turns -%}{{ raise_exception('a system message needs a user message after it') }}
@@ -20,10 +26,17 @@ NANOCHAT_TEMPLATE = """
 {%- for turn in turns -%}
     {%- if turn.role != loop.cycle('user', 'assistant') -%}
         {{ raise_exception('user and assistant must take turns, found ' ~ turn.role) }}
-    {%- elif turn.content is not string -%}
-        {{ raise_exception('content must be a string') }}
     {%- endif -%}
-    {{- '<|' ~ turn.role ~ '_start|>' ~ (system if loop.first else '') ~ turn.content -}}
+    {{- '<|' ~ turn.role ~ '_start|>' ~ (system if loop.first else '') -}}
+    {%- if turn.content is string -%}
+        {{- turn.content -}}
+    {%- elif turn.role == 'assistant' and turn.content -%}
+        {%- for part in turn.content -%}
+            {{- marks[part.type][0] ~ part.text ~ marks[part.type][1] -}}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception('content must be a string, of an answer also a list of parts') }}
+    {%- endif -%}
     {{- '<|' ~ turn.role ~ '_end|>' -}}
 {%- endfor -%}
 {{- '<|assistant_start|>' if add_generation_prompt -}}

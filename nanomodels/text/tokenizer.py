@@ -12,12 +12,15 @@ named tokens, the chat templates, and the ids before a text. No reader knows ano
 Each folder can also have a chat template, which chat_template.py renders.
 """
 
+import hashlib
 import re
-from pathlib import Path
 
+from nanomodels.checkpoint.finding import find
 from nanomodels.text import chat_template, hub_json, nanochat_pickle, plain_chat, sentencepiece
 from nanomodels.text.bpe import WHITESPACE
 from nanomodels.text.files import one_line
+
+LONGEST_NAMES = 300_000  # characters of all added tokens; the search costs 3 µs for each
 
 
 class Tokenizer:
@@ -57,12 +60,21 @@ class Tokenizer:
     def load(folder):
         """Read a folder with tokenizer.json (Hub), tokenizer.pkl (nanochat) or a .model file.
 
+        folder: a path, or a name that checkpoint/finding.py knows, as for `load`.
         For a training folder of nanochat, `pickle_paths` says where tokenizer.pkl can be.
         Raises FileNotFoundError if there is no tokenizer. Raises ValueError with file, key and
         found value if a file is damaged or needs something that is not supported here.
         """
+        folder = find(folder, weights=False)
         try:
-            return Tokenizer._read(Path(folder))
+            codec, added, *rest = Tokenizer._read(folder)
+            size = sum(len(token["content"]) for token in added)
+            if size > LONGEST_NAMES:
+                raise ValueError(
+                    f"{folder}: its added tokens have {size:,} characters in all; at most "
+                    f"{LONGEST_NAMES:,} are searched for"
+                )
+            return Tokenizer(codec, added, *rest)
         except (
             ArithmeticError,
             AttributeError,
@@ -77,17 +89,18 @@ class Tokenizer:
 
     @staticmethod
     def _read(folder):
+        """What Tokenizer() takes."""
         if (folder / "tokenizer.json").is_file():
             hub = hub_json.read(folder)
             read_codec = sentencepiece.from_hub if hub.byte_fallback else hub_json.byte_level
-            return Tokenizer(read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix)
+            return read_codec(hub), hub.added, hub.names, hub.templates, hub.prefix
         pickles = nanochat_pickle.pickle_paths(folder)
         if any(path.is_file() for path in pickles):
-            return Tokenizer(*nanochat_pickle.read(folder))
+            return nanochat_pickle.read(folder)
         models = [path for path in sorted(folder.glob("*.model")) if path.is_file()]
         models = [path for path in models if path.name == "tokenizer.model"] or models
         if len(models) == 1:
-            return Tokenizer(*sentencepiece.read_model(folder, models[0]))
+            return sentencepiece.read_model(folder, models[0])
         if models:
             raise ValueError(
                 f"{folder}: holds {', '.join(path.name for path in models)}; "
@@ -97,6 +110,13 @@ class Tokenizer:
             f"{folder}: found neither tokenizer.json (Hub) nor {' or '.join(map(str, pickles))} "
             "(nanochat) nor a SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
+
+    def fingerprint(self):
+        """A hash of all tokens, and of how a sample text is encoded."""
+        tokens = [(token, self.token_bytes(token)) for token in sorted(self.codec.token_bytes)]
+        sample = self.encode("The 12 quick brown foxes\n\n  jump: über 日本!", special=True)
+        hashed = hashlib.sha256(repr((tokens, sorted(self._added), sample)).encode())
+        return hashed.hexdigest()
 
     def encode(self, text, *, add_bos=None, special=False, reveal=str):
         """Return the ids of a text.
@@ -130,9 +150,7 @@ class Tokenizer:
         for piece in split_at(in_text, text) if special else [text]:
             if not isinstance(piece, str):
                 yield piece
-            elif self.codec.symbols_everywhere:  # they are in every text, so twins hide nothing
-                yield from split_at(in_normalised, self.codec.normalise(reveal(piece)))
-            elif special:
+            elif special or self.codec.symbols_everywhere:
                 for part in split_at(in_normalised, self.codec.normalise(piece)):
                     yield reveal(part) if isinstance(part, str) else part
             else:
@@ -196,9 +214,8 @@ class Tokenizer:
         words = {
             name
             for name, token in self._added.items()
-            if (not token.get("special") and all(c.isalnum() or c.isspace() for c in name))
-            or name.isspace()
-            or (self.codec.symbols_everywhere and token.get("normalized"))
+            if name.isspace()
+            or (not token.get("special") and all(c.isalnum() or c.isspace() for c in name))
         }
         return self._added.keys() - words
 

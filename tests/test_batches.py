@@ -1,0 +1,302 @@
+"""generate.py with many prompts: what the lines of a file may be, and what comes out."""
+
+import json
+import sys
+
+import pytest
+from test_generate import FRANCE, GOLDEN, Terminal, run, scripted  # noqa: F401 (fixtures)
+
+from nanomodels.cli import batch, generate
+from nanomodels.cli.progress import Progress
+from nanomodels.generation import conversation
+
+TOO_LONG = "long " * 3000
+
+
+def written(folder, *lines, name="prompts.jsonl"):
+    """A file with these lines; all but strings as JSON."""
+    path = folder / name
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def answers(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """The messages of each prompt that a chat encodes, with the system message."""
+    seen, encode_chat = [], conversation.Chat.encode
+
+    def encode(self, turns, **variables):
+        encoded = self.tokenizer.encode_chat
+        self.tokenizer.encode_chat = lambda messages, **kw: (
+            seen.append(messages) or encoded(messages, **kw)
+        )
+        try:
+            return encode_chat(self, turns, **variables)
+        finally:
+            del self.tokenizer.encode_chat
+
+    monkeypatch.setattr(conversation.Chat, "encode", encode)
+    return seen
+
+
+def test_a_line_is_a_string_a_prompt_or_messages(run, prompts, tmp_path):  # noqa: F811
+    chat = [
+        {"role": "user", "content": FRANCE},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "And of Spain?\nSay it."},
+    ]
+    system = {"role": "system", "content": "Be kind."}
+    path = written(
+        tmp_path,
+        json.dumps(FRANCE),
+        {"id": "a\nb", "prompt": "two\nlines"},
+        "",
+        {"messages": chat, "id": 12345678901234567890},
+        {"messages": [system, *chat]},
+        {"system": "Be kind.", "messages": chat},
+        {"system": "", "prompt": FRANCE},
+    )
+    args = ("--json", "--quiet", "--system", "Be brief.", "--max-new-tokens", "2")
+    status, out, err = run("--prompt-file", path, *args)
+    brief = [{"role": "system", "content": "Be brief."}]
+    assert (status, err) == (0, "")
+    assert prompts == [
+        [*brief, {"role": "user", "content": FRANCE}],
+        [*brief, {"role": "user", "content": "two\nlines"}],
+        [*brief, *chat],
+        [system, *chat],
+        [system, *chat],
+        [{"role": "system", "content": ""}, {"role": "user", "content": FRANCE}],
+    ]
+    found = answers(out)
+    assert [answer.get("id", "none") for answer in found] == [
+        *("none", "a\nb", 12345678901234567890, "none", "none", "none")
+    ]
+    assert found[2]["prompt"] == "And of Spain?\nSay it."
+    assert [answer["prompt_tokens"] for answer in found[3:5]] == [found[3]["prompt_tokens"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("x.jsonl", '"{"\n', ["{"]),
+        ("x.txt", '"{"\n', ['"{"']),
+        ("x.txt", '\ufeff\n { "prompt": "a"}\r\n\r\n"b"\r\n', ["a", "b"]),
+        ("x.txt", "{prompt}\n{}\n", ["{prompt}", "{}"]),
+        ("x.jsonl", '\ufeff"a\u2028b"', ["a\u2028b"]),
+    ],
+)
+def test_json_is_told_by_the_name_or_the_beginning(monkeypatch, tmp_path, name, text, lines):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    args = generate.parse_arguments(["--prompt-file", str(path)])
+    assert [row.messages[0]["content"] for row in generate.read_rows(args)] == lines
+    monkeypatch.setattr(sys, "stdin", Terminal(text))
+    args = generate.parse_arguments(["--prompt-file", "-"])
+    if name == "x.txt":
+        assert [row.messages[0]["content"] for row in generate.read_rows(args)] == lines
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "Hi"', "not valid JSON"),
+        ("Hi", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        (["Hi"], 'must be a JSON string or object, is ["Hi"]'),
+        ("NaN", "must be a JSON string or object, is NaN"),
+        ({"promt": "Hi"}, "promt is unknown; known: id, messages, prompt, system"),
+        ({"prompt": "Hi", "seed": 1}, "seed is unknown"),
+        ({}, "must have prompt or messages, and not both"),
+        ({"prompt": "Hi", "messages": [USER]}, "must have prompt or messages, and not both"),
+        ({"prompt": ["Hi"]}, 'prompt must be a string, is ["Hi"]'),
+        ({"prompt": None}, "prompt must be a string, is null"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ('""', "the prompt is empty"),
+        ('"\\ud800"', "prompt is not UTF-8 text"),
+        ({"prompt": "Hi", "id": "\ud800"}, "id is not UTF-8 text"),
+        ({"prompt": "Hi", "id": 1.5}, "id must be a string or a whole number, is 1.5"),
+        ({"prompt": "Hi", "id": True}, "id must be a string or a whole number, is true"),
+        ({"prompt": "Hi", "id": [1]}, "id must be a string or a whole number, is [1]"),
+        ({"prompt": "Hi", "system": 1}, "system must be a string, is 1"),
+        ({"messages": "Hi"}, 'messages must be a list with a message, is "Hi"'),
+        ({"messages": []}, "messages must be a list with a message, is []"),
+        ({"messages": ["Hi"]}, 'messages[0] must be a JSON object, is "Hi"'),
+        ({"messages": [USER | {"name": "A"}]}, "messages[0].name is unknown; known: content, role"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role is null; supported: system, user"),
+        ({"messages": [USER | {"role": ["x"]}]}, 'messages[0].role is ["x"]; supported'),
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be a string, is null"),
+        ({"messages": [USER | {"content": "\ud800"}]}, "messages[0].content is not UTF-8 text"),
+        ({"messages": [USER | {"content": ""}]}, "the prompt is empty"),
+        ({"messages": [USER, USER | {"role": "system"}]}, 'messages[1].role is "system"; only'),
+        ({"messages": [USER, USER | {"role": "assistant"}]}, "the last message must be the user's"),
+        ({"system": "x", "messages": [USER | {"role": "system"}, USER]}, "messages have one, too"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_line_is_named(run, tmp_path, line, words):  # noqa: F811
+    path = written(tmp_path, '"Hi"', "", line)
+    status, out, err = run("--prompt-file", path, "--quiet")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"generate.py: error: {path}: line 3: ")
+    assert words in err
+    assert len(err) < 400
+
+
+def test_what_the_template_refuses_is_named(scripted, tmp_path):  # noqa: F811
+    path = written(tmp_path, '"Hi"', {"system": "No.", "prompt": "Hi"})
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    status, out, err, _ = scripted("nemotron-3", [], "--prompt-file", path, template=template)
+    assert (status, out) == (2, "")
+    assert f"{path}: line 2: " in err and "no system" in err
+
+
+@pytest.mark.parametrize("more", [{"system": "x"}, {"messages": [USER, USER], "prompt": None}])
+def test_messages_need_a_chat_template(run, tmp_path, more):  # noqa: F811
+    line = {key: value for key, value in ({"prompt": "Hi"} | more).items() if value is not None}
+    path = written(tmp_path, {"prompt": "ROMEO"}, line)
+    status, out, err = run("--prompt-file", path, "--raw", "--quiet")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"{path}: line 2: messages need a chat template" in err
+
+
+def test_a_batch_may_be_piped(run, tmp_path):  # noqa: F811
+    lines = [{"id": n, "prompt": f"What is 2 + {n}?"} for n in range(3)]
+    path = written(tmp_path, *lines)
+    found = run("--prompt-file", path, "--json", "--quiet")
+    assert run("--prompt-file", "-", "--json", "--quiet", stdin=path.read_text()) == found
+    status, _, err = run("--prompt-file", "-", "--quiet", stdin='{"prompt": 1}\n')
+    assert status == 2 and "standard input: line 1: prompt must be" in err
+    status, _, err = run("--prompt-file", "-", "--quiet", stdin="\n")
+    assert status == 2 and "the prompt is empty (standard input)" in err
+
+
+def test_a_row_that_is_too_long_gets_no_text_and_the_rest_runs(run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(batch, "BATCH", 2)
+    path = written(tmp_path, FRANCE, TOO_LONG, TOO_LONG, TOO_LONG, "", "Hello!", name="x.txt")
+    alone = [run(prompt, "--quiet")[1] for prompt in (FRANCE, "Hello!")]
+    status, out, err = run("--prompt-file", path, "--json", "--num-samples", "2", "--seed", "1",
+                           "--temperature", "0", "--dtype", "float32")  # fmt: skip
+    found = answers(out)
+    assert status == 0
+    assert [answer["finish_reason"] for answer in found] == ["stop"] * 2 + ["too_long"] * 6 + [
+        *("stop", "stop")
+    ]
+    assert [answer["text"] + "\n" for answer in found[:2]] == [alone[0]] * 2
+    assert [answer["text"] + "\n" for answer in found[-2:]] == [alone[1]] * 2
+    assert [answer["sample"] for answer in found] == [0, 1] * 5
+    assert found[2] == {
+        "prompt": TOO_LONG, "sample": 0, "reasoning": None, "text": "",
+        "finish_reason": "too_long", "prompt_tokens": found[2]["prompt_tokens"], "new_tokens": 0,
+        "seed": None,
+    }  # fmt: skip
+    assert found[2]["prompt_tokens"] > 512
+    assert err.splitlines()[-1].startswith("total   10 of 10 texts, 6 too long, ")
+    status, out, err = run("--prompt-file", path, "--quiet", "--dtype", "float32")
+    assert (status, out) == (
+        0,
+        f"==> line 1 <==\n{alone[0]}==> line 2 <==\n\n==> line 3 <==\n\n==> line 4 <==\n\n"
+        f"==> line 6 <==\n{alone[1]}",
+    )
+    n = found[2]["prompt_tokens"]
+    assert err.splitlines() == [
+        f"({path}: line {line}: the prompt has {n} tokens; the model's context holds 512)"
+        for line in (2, 3, 4)
+    ]
+
+
+def test_a_file_of_rows_that_are_all_too_long(run, tmp_path):  # noqa: F811
+    path = written(tmp_path, TOO_LONG, name="x.txt")
+    status, out, err = run("--prompt-file", path)
+    assert (status, out) == (0, "\n")
+    assert "total   1 of 1 texts, 1 too long, 0 tokens" in err
+
+
+def test_reasoning_that_could_not_begin_is_not_counted(scripted, tmp_path):  # noqa: F811
+    path = written(tmp_path, "One?", TOO_LONG, name="x.txt")
+    args = ("--prompt-file", path)
+    _, out, err, _ = scripted("nano-v2", ["Hm.</think>1"], *args, context_length=100)
+    assert out == "==> line 1 <==\n1\n==> line 2 <==\n\n"
+    assert "ended before the answer" not in err
+
+
+def test_several_texts_are_numbered(run, tmp_path):  # noqa: F811
+    args = ("--raw", "--max-new-tokens", "3", "--seed", "3", "--quiet", "--temperature", "1")
+    texts = [
+        answer["text"] for answer in answers(run("A", "--num-samples", "2", "--json", *args)[1])
+    ]
+    out = run("A", "--num-samples", "2", *args)[1]
+    assert out == f"==> sample 1 <==\n{texts[0]}\n==> sample 2 <==\n{texts[1]}\n"
+    path = written(tmp_path, "", "A", name="x.txt")
+    assert run("--prompt-file", path, *args)[1] == f"{texts[0]}\n", "a single one has no heading"
+    out = run("--prompt-file", path, "--num-samples", "2", *args)[1]
+    assert out.startswith(f"==> line 2, sample 1 <==\n{texts[0]}\n==> line 2, sample 2 <==\n")
+
+
+def test_interrupted_rows_are_not_written(scripted, tmp_path, monkeypatch):  # noqa: F811
+    """Nor what comes after them, so that what is there is the answers to the first lines."""
+    monkeypatch.setattr(batch, "BATCH", 3)
+    replies = ["1", "22", "3", "4", "five is long", "6", "7", "8"]
+    path = written(tmp_path, *(f"{n}?" for n in range(8)), name="x.txt")
+    steps, step = [], batch.Counter.step
+
+    def interrupt(self):
+        if len(self.running) == 3 and self.running[0].tokens and self.done == 3:
+            steps.append(len(self.running[1].tokens))
+            if steps[-1] == 4:  # 4 and 6 are complete, 5 is not
+                raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(batch.Counter, "step", interrupt)
+    args = ("--prompt-file", path, "--no-think")
+    status, out, err, _ = scripted("nemotron-3", replies, *args, "--json")
+    assert status == 130
+    assert [answer["text"] for answer in answers(out)] == ["1", "22", "3", "4"]
+    assert {answer["finish_reason"] for answer in answers(out)} == {"stop"}
+    assert "total   4 of 8 texts" in err
+    steps.clear()
+    status, out, err, _ = scripted("nemotron-3", replies, *args)
+    assert status == 130
+    assert out.endswith("==> line 3 <==\n3\n==> line 4 <==\n4\n")
+
+
+def test_a_text_alone_that_is_interrupted_is_no_line_of_json(scripted, monkeypatch):  # noqa: F811
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate.Meter, "step", interrupt)
+    assert scripted("nemotron-3", ["Yes."], "Hi", "--json")[:2] == (130, "")
+
+
+def test_a_batch_is_counted_while_it_runs_and_totalled_at_the_end(run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(batch, "BATCH", 2)
+    calls, call = [], Progress.__call__
+
+    def spy(self, *numbers):
+        if self.unit == "texts":
+            calls.append(numbers)
+        call(self, *numbers)
+
+    monkeypatch.setattr(Progress, "__call__", spy)
+    path = written(tmp_path, FRANCE, "Hello!", "What is 2 + 3?", name="x.txt")
+    status, out, err = run("--prompt-file", path, "--json", "--num-samples", "2", "--seed", "5")
+    tokens = sum(answer["new_tokens"] for answer in answers(out))
+    assert status == 0
+    assert calls[0] == (0, 6, 0)
+    assert calls == sorted(calls)
+    assert {total for _, total, _ in calls} == {6}
+    assert any(0 < done < 4 for done, _, _ in calls), "texts are counted as they end"
+    assert [line.split()[0] for line in err.splitlines()] == ["load", "total"]
+    total = err.splitlines()[-1]
+    assert total.startswith(f"total   6 of 6 texts, {tokens} tokens, ")
+    assert "tokens/s, seed 5, " in total
+    assert run("--prompt-file", path, "--quiet")[2] == ""
+    assert calls[-1][0] <= 6
