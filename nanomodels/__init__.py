@@ -31,6 +31,18 @@ The names below are imported on first use, so that `import nanomodels` costs not
 """
 
 import importlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, the same names
+    from nanomodels.analysis.scoring import score as score
+    from nanomodels.analysis.tracing import trace as trace
+    from nanomodels.checkpoint.loading import load as load
+    from nanomodels.cli.version import __version__ as __version__
+    from nanomodels.generation.conversation import Chat as Chat
+    from nanomodels.generation.decoding import generate as generate
+    from nanomodels.generation.decoding import generate_batch as generate_batch
+    from nanomodels.text.tokenizer import Tokenizer as Tokenizer
 
 _LAZY = {
     "load": "nanomodels.checkpoint.loading",
@@ -45,7 +57,15 @@ _LAZY = {
 __all__ = list(_LAZY)
 
 
-def __getattr__(name):
-    if name not in _LAZY:
-        raise AttributeError(f"module 'nanomodels' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+if not TYPE_CHECKING:  # else any name would seem to be here
+
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module 'nanomodels' has no attribute {name!r}")
+        return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__():
+    """What tab completion offers: the names above, and the modules that are imported by now."""
+    modules = (name for name in globals() if f"nanomodels.{name}" in sys.modules)
+    return [*__all__, *modules]

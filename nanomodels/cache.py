@@ -25,7 +25,7 @@ Five ways to keep a state and go back to it:
     clone                  a second cache; copies all memory, the free slots too
 
 Fill a cache under torch.inference_mode() or torch.no_grad(). If it is used outside inference_mode,
-make it outside, too.
+make it outside, too. There is no gradient through a cache: train without one.
 
 Shapes: b batch, t tokens in this call, s cache slots with this call's, g key/value heads, d head
 width; of Mamba-2: w convolution width, c channels, h heads, p head width, n state width."""
@@ -33,6 +33,7 @@ width; of Mamba-2: w convolution width, c channels, h heads, p head width, n sta
 import copy
 import json
 import tempfile
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,10 +203,13 @@ class Cache:
     """One entry for each layer, at the layer's index, and the slots that all of them share.
 
     An entry is a KV, an SSM, or None for a layer without state. nanochat_2026 adds one more entry
-    at the end, the token ids.
+    at the end, the token ids. config is the model's, and weight its embedding, whose dtype and
+    device the cache has.
     """
 
-    def __init__(self, entries, batch, max_length, device):
+    def __init__(self, entries, batch, max_length, config, weight):
+        device = weight.device
+        self.config, self.dtype = config, weight.dtype
         self.entries = entries
         self.max_length = max_length
         self.length = 0  # slots in use
@@ -216,14 +220,23 @@ class Cache:
         self.version = object()
         self.marks = {}  # length: the entries at that length; for `truncate` with SSM states
 
-    def begin(self, batch, tokens, attention_mask=None):
+    def __repr__(self):
+        batch, dtype = len(self.positions), str(self.dtype).removeprefix("torch.")
+        size = sum(tensor.nbytes for tensor in self.tensors(self.max_length).values())
+        return (
+            f"<Cache: batch {batch}, {self.length} of {self.max_length} slots used, "
+            f"{dtype} on {self.positions.device}, {size / 1e6:.1f} MB>"
+        )
+
+    def begin(self, batch: int, tokens: int, attention_mask: torch.Tensor | None = None) -> Call:
         """Give the tokens of a call their slots, positions and mask.
 
         attention_mask (b, t) is 1 for a token and 0 for padding, on either side; None: all tokens.
         Returns a Call. Raises ValueError for no tokens, a mask of another shape or dtype, another
-        number of rows, or too few free slots.
+        number of rows, too few free slots, or a cache that only inference_mode may change.
         """
         check_call(batch, tokens, attention_mask)
+        check_inference_mode(self.positions)
         start, end = self.length, self.length + tokens
         if batch != len(self.positions):
             raise ValueError(f"the cache has {len(self.positions)} rows; this call has {batch}")
@@ -239,7 +252,7 @@ class Cache:
         mask = causal_mask(positions, self.positions[:, :end]) if padded else None
         return Call(start, positions, mask, is_token, self.max_length)
 
-    def commit(self, call):
+    def commit(self, call: Call) -> None:
         """Make a call's tokens part of the cache, after the model's last layer."""
         self.assign(
             length=call.first_slot + call.positions.shape[1],
@@ -255,11 +268,11 @@ class Cache:
     # --- Ways to go back ---
 
     @property
-    def has_ssm(self):
+    def has_ssm(self) -> bool:
         """Whether any layer has an SSM state, which cannot be truncated."""
         return any(isinstance(entry, SSM) for entry in self.entries)
 
-    def savepoint(self):
+    def savepoint(self) -> "Savepoint":
         """A point for `rollback`, until the next savepoint. Nothing is copied.
 
         Later calls write their keys into later slots and replace each SSM entry by a new one. So
@@ -269,7 +282,7 @@ class Cache:
         return Savepoint(self.version, self.length, self.has_padding, self.counts, self.entries)
 
     @torch.inference_mode()
-    def rollback(self, savepoint):
+    def rollback(self, savepoint: "Savepoint") -> None:
         """Undo all calls since the savepoint; again and again, if wanted.
 
         Raises ValueError if it is another cache's, if there is a newer savepoint, or if the cache
@@ -290,12 +303,12 @@ class Cache:
         self.positions[:, self.length :] = PADDING
 
     @property
-    def state_bytes(self):
+    def state_bytes(self) -> int:
         """Bytes of the SSM states of one length: what a mark keeps in memory."""
         layers = [entry for entry in self.entries if isinstance(entry, SSM)]
         return sum(entry.window.nbytes + entry.state.nbytes for entry in layers)
 
-    def mark(self):
+    def mark(self) -> None:
         """Keep the SSM states of this length, so that `truncate` can go back to it.
 
         Nothing is copied. A mark ends when it is deleted from `marks`, or when the cache goes back
@@ -311,7 +324,7 @@ class Cache:
         return {n: entries for n, entries in self.marks.items() if n <= length}
 
     @torch.inference_mode()
-    def truncate(self, length):
+    def truncate(self, length: int) -> None:
         """Keep the first `length` tokens of every row.
 
         Raises ValueError if length is negative, if it is more than the longest row has, or if the
@@ -336,7 +349,7 @@ class Cache:
         )
         self.positions[self.positions >= length] = PADDING
 
-    def tensors(self, length):
+    def tensors(self, length: int) -> dict[str, torch.Tensor]:
         """Views of all tensors, cut to the first `length` slots, by name."""
         views = {"positions": self.positions[:, :length], "counts": self.counts}
         for i, entry in enumerate(self.entries):
@@ -345,13 +358,13 @@ class Cache:
                 views |= {f"entries.{i}.{name}": view for name, view in named.items()}
         return views
 
-    def snapshot(self):
+    def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of all that the cache holds: {name: tensor}."""
         views = self.tensors(self.length).items()
         return {name: view.clone(memory_format=torch.contiguous_format) for name, view in views}
 
     @torch.inference_mode()
-    def restore(self, snapshot):
+    def restore(self, snapshot: dict[str, torch.Tensor]) -> None:
         """Take over a snapshot of this cache, or of another of the same model and batch.
 
         Raises ValueError if the snapshot does not fit, and then changes nothing.
@@ -380,7 +393,7 @@ class Cache:
         self.length = length
         self.has_padding = bool((self.positions[:, :length] == PADDING).any())
 
-    def save(self, path, ids, notes=""):
+    def save(self, path: str | Path, ids: Iterable[Collection[int]], notes: str = "") -> None:
         """Write a snapshot to a safetensors file, with the token ids that it was made from.
 
         ids has one list for each row; notes is a text that is kept with them. The file appears only
@@ -394,7 +407,7 @@ class Cache:
         ids = json.dumps([list(map(int, row)) for row in ids])
         write_tensors(path, self.snapshot(), {"ids": ids, "notes": notes})
 
-    def load(self, path):
+    def load(self, path: str | Path) -> list[list[int]]:
         """Restore what `save` wrote, for the same model; return its ids, one list for each row.
 
         Raises FileNotFoundError, or ValueError for a file that is incomplete, contradicts itself or
@@ -407,8 +420,8 @@ class Cache:
             raise ValueError(f"{path}: {error}") from None
         return saved.ids
 
-    @torch.inference_mode()
-    def grow(self, max_length):
+    @torch.no_grad()
+    def grow(self, max_length: int) -> None:
         """Make room for max_length tokens a row, if there is less. All that is held stays.
 
         Not for the rope types dynamic and longrope: their keys depend on max_length.
@@ -422,11 +435,11 @@ class Cache:
         self.positions = F.pad(self.positions, (0, more), value=PADDING)
         self.max_length = max_length
 
-    def clone(self):
+    def clone(self) -> "Cache":
         """A deep copy. Neither cache ever changes the other."""
         return copy.deepcopy(self)
 
-    def reorder(self, rows):
+    def reorder(self, rows: Iterable[int] | torch.Tensor) -> None:
         """Keep the given rows, in that order. A row may be given several times, or not at all."""
         rows = torch.as_tensor(rows, device=self.positions.device)
         self.version, self.marks = object(), {}
@@ -447,7 +460,43 @@ class Savepoint:
     entries: list
 
 
-# --- What `begin` computes ---
+# --- What a call needs ---
+
+
+def cache_for_call(cache, config, layers, weight):
+    """The cache that a model uses in a call: the given one, or a NoCache if that is None.
+
+    config and weight are the model's, as for Cache; layers is the number of its entries.
+    Raises ValueError for anything but a cache that a model like this one made.
+    """
+    if cache is None:
+        return NoCache(layers, weight.device)
+    if not isinstance(cache, Cache):
+        raise ValueError(
+            f"cache is a {type(cache).__name__}; it must be what model.new_cache() returns"
+        )
+    if cache.config is not config and cache.config != config:
+        here, there = vars(config), vars(cache.config)
+        differ = [key for key in here | there if here.get(key) != there.get(key)]
+        raise ValueError(f"the cache is of another model, which differs in {', '.join(differ):.80}")
+    made, wanted = (cache.dtype, cache.positions.device), (weight.dtype, weight.device)
+    if made != wanted:
+        raise ValueError(
+            f"the cache is {made[0]} on {made[1]}, the model {wanted[0]} on {wanted[1]}; make a "
+            "new cache"
+        )
+    return cache
+
+
+def check_inference_mode(tensor):
+    """Raise ValueError for a tensor of a cache that torch does not let this call change."""
+    if torch.compiler.is_compiling():  # it cannot ask
+        return
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            "the cache was made or changed under torch.inference_mode(), and this call is not; "
+            "call the model under it, too, or make the cache outside"
+        )
 
 
 def check_call(batch, tokens, attention_mask):
@@ -455,6 +504,8 @@ def check_call(batch, tokens, attention_mask):
     if tokens == 0:
         raise ValueError("a call needs at least one token a row")
     mask = attention_mask
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise ValueError(f"attention_mask is {mask!r:.80}; it must be a tensor")
     if mask is not None and (mask.is_floating_point() or mask.shape != (batch, tokens)):
         raise ValueError(
             f"attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool or int "

@@ -1,4 +1,7 @@
-"""Reading a Hub config.json with type checks; a wrong value is refused by the name of its key."""
+"""Configs: what print() shows of them and of models, and how a Hub config.json is read.
+
+A wrong value is refused by the name of its key.
+"""
 
 import dataclasses
 import math
@@ -12,6 +15,18 @@ def one_field_a_line(config):
     """A dataclass as text, for print(config)."""
     fields = (f"    {f.name}={getattr(config, f.name)!r}," for f in dataclasses.fields(config))
     return "\n".join(("Config(", *fields, ")"))
+
+
+def parameter_count(model):
+    """The numbers that a model has learned, however they are stored."""
+    quantised = (m for m in model.modules() if getattr(m, "codes", None) is not None)
+    count = sum(m.in_features * m.out_features for m in quantised)
+    return count + sum(p.numel() for p in model.parameters())
+
+
+def parameter_line(model):
+    """The number of a model's parameters as text, for print(model)."""
+    return f"{parameter_count(model):,} parameters"
 
 
 def is_number(value):

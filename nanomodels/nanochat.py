@@ -24,15 +24,16 @@ Sources: transformers 5.23.0 models/nanochat/modeling_nanochat.py; karpathy/nano
 (2025-10-16) nanochat/gpt.py. nanochat_2026.py is the decoder of nanochat from 2026-01-11 on.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, Cache, NoCache
-from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.cache import KV, Cache, cache_for_call
+from nanomodels.config import ConfigReader, check_width, one_field_a_line, parameter_line
 from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
@@ -122,9 +123,10 @@ class Layer(nn.Module):
 class NanoChat(nn.Module):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # ids that end generation; set by nanomodels.load
+    stop_ids: Collection[int] = ()  # ids that end generation; set by nanomodels.load
+    extra_repr = parameter_line
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.rope = config.rope or Rope(config.head_dim, config.max_position_embeddings)
@@ -136,14 +138,14 @@ class NanoChat(nn.Module):
 
     def forward(
         self,
-        input_ids=None,
+        input_ids: Tensor | None = None,
         *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
@@ -160,18 +162,18 @@ class NanoChat(nn.Module):
 
     def hidden(
         self,
-        input_ids=None,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        input_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
-        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        cache = cache_for_call(cache, self.config, len(self.layers), self.embed_tokens.weight)
         call = cache.begin(b, t, attention_mask)
         positions = call.positions if position_ids is None else position_ids  # (b, t)
         # Some rope types depend on max_length.
@@ -183,15 +185,15 @@ class NanoChat(nn.Module):
         x = x[:, -logits_to_keep:]  # 0 keeps all, because x[:, -0:] is x[:, 0:]
         return rms_norm(x, self.config.rms_norm_eps)
 
-    def new_cache(self, batch, max_length):
+    def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
-        return Cache(entries, batch, max_length, weight.device)
+        return Cache(entries, batch, max_length, self.config, weight)
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Maximum context length in tokens."""
         return self.rope.context_length
 
@@ -199,7 +201,7 @@ class NanoChat(nn.Module):
 # --- Checkpoints of the Hub, and of nanochat ---
 
 
-def config_from_hub(hub):
+def config_from_hub(hub: dict) -> Config:
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
     Raises ValueError, with the key, for what this file does not implement.
@@ -290,7 +292,7 @@ NANOCHAT_KEYS = {
 }
 
 
-def config_from_nanochat(model_config):
+def config_from_nanochat(model_config: dict) -> dict:
     """config.json, as a dict, for the `model_config` of nanochat's meta_XXXXXX.json.
 
     The constants are in nanochat's code alone. Raises ValueError for a missing key.

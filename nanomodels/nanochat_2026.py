@@ -37,16 +37,16 @@ Source: karpathy/nanochat nanochat/gpt.py at the commits in ERAS; unchanged to 9
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, PADDING, Cache, Ids, NoCache, causal_mask
-from nanomodels.config import ConfigReader, one_field_a_line
+from nanomodels.cache import KV, PADDING, Cache, Ids, cache_for_call, causal_mask
+from nanomodels.config import ConfigReader, one_field_a_line, parameter_line
 from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
@@ -195,21 +195,23 @@ class Layer(nn.Module):
 class NanoChat2026(KeepFloat32):
     """The whole decoder with its head."""
 
-    stop_ids = ()  # ids that end generation; set by nanomodels.load
+    stop_ids: Collection[int] = ()  # ids that end generation; set by nanomodels.load
+    extra_repr = parameter_line
     float32 = ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.rope = config.rope or Rope(config.head_dim, config.max_position_embeddings)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.resid_lambdas = nn.Parameter(torch.ones(config.num_hidden_layers))
-        self.x0_lambdas = nn.Parameter(torch.zeros(config.num_hidden_layers))
+        # 0.1 and 0.2, so that no path is closed in a random model: as nanochat at aba30cb, a825e63.
+        self.x0_lambdas = nn.Parameter(torch.full((config.num_hidden_layers,), 0.1))
         if config.smear:
             self.smear_gate = nn.Linear(SMEAR_CHANNELS, 1, bias=False)
             self.smear_lambda = nn.Parameter(torch.zeros(1))
-            self.backout_lambda = nn.Parameter(torch.zeros(1))
+            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         else:
             self.float32 = ("resid_lambdas", "x0_lambdas")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -222,14 +224,14 @@ class NanoChat2026(KeepFloat32):
 
     def forward(
         self,
-        input_ids=None,
+        input_ids: Tensor | None = None,
         *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t). attention_mask (b, t) is 1 for a token and 0 for padding, on either side.
@@ -247,20 +249,21 @@ class NanoChat2026(KeepFloat32):
 
     def hidden(
         self,
-        input_ids=None,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        input_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("nanochat of 2026 needs the ids: give input_ids, not inputs_embeds")
         check_inputs(input_ids, None, logits_to_keep)
         (b, t), eps = input_ids.shape, self.config.rms_norm_eps
         no_cache = cache is None
-        cache = NoCache(len(self.layers) + 1, input_ids.device) if no_cache else cache
+        weight = self.embed_tokens.weight
+        cache = cache_for_call(cache, self.config, len(self.layers) + 1, weight)
         call = cache.begin(b, t, attention_mask)
         all_ids, all_positions = input_ids, call.positions  # (b, s)
         if not no_cache:
@@ -285,7 +288,7 @@ class NanoChat2026(KeepFloat32):
         cache.commit(call)
         return rms_norm(x[:, -logits_to_keep:], eps)  # 0 keeps all, because x[:, -0:] is x[:, 0:]
 
-    def new_cache(self, batch, max_length):
+    def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of `max_length` slots, on the model's device.
 
         After the entries of the layers there is one more, with the token ids.
@@ -294,10 +297,11 @@ class NanoChat2026(KeepFloat32):
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
         ids = torch.zeros(batch, max_length, dtype=torch.long, device=weight.device)
-        return Cache([*entries, Ids(ids, len(weight))], batch, max_length, weight.device)
+        entries.append(Ids(ids, len(weight)))
+        return Cache(entries, batch, max_length, self.config, weight)
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Maximum context length in tokens."""
         return self.rope.context_length
 
@@ -340,7 +344,7 @@ NANOCHAT_KEYS = (
 )
 
 
-def config_from_nanochat(model_config, era):
+def config_from_nanochat(model_config: dict, era: str) -> dict:
     """config.json for the `model_config` of nanochat's meta_XXXXXX.json; era is a name in ERAS."""
     return {
         "architectures": ["NanoChat2026"],
@@ -350,7 +354,7 @@ def config_from_nanochat(model_config, era):
     }
 
 
-def config_from_hub(hub):
+def config_from_hub(hub: dict) -> Config:
     """Read a config.json that `config_from_nanochat` made: nanochat's own keys, and the era.
 
     Raises ValueError, with the key, for what this file does not implement.

@@ -25,15 +25,16 @@ h heads, g key/value heads (h/g query heads share one), d head width, r rotated 
 Sources: transformers 5.23.0 models/nemotron/modeling_nemotron.py; arXiv 2402.16819 (Nemotron-4).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nanomodels.attention import attend
-from nanomodels.cache import KV, Cache, NoCache
-from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.cache import KV, Cache, cache_for_call
+from nanomodels.config import ConfigReader, check_width, one_field_a_line, parameter_line
 from nanomodels.inputs import check_inputs
 from nanomodels.rope import Rope, rope_from_hub, rotation
 
@@ -142,7 +143,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Token ids to hidden states, for all output heads."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.rope = config.rope or Rope(config.head_dim // 2, config.max_position_embeddings)
@@ -152,13 +153,13 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        input_ids=None,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        input_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """The last norm's output (b, t, m). The arguments are those of Nemotron.forward.
 
         Tokens are selected before the norm, so that the head's input is contiguous. Otherwise a
@@ -167,7 +168,7 @@ class Decoder(nn.Module):
         check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
-        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        cache = cache_for_call(cache, self.config, len(self.layers), self.embed_tokens.weight)
         call = cache.begin(b, t, attention_mask)
         positions = call.positions if position_ids is None else position_ids  # (b, t)
         cos, sin = rotation(self.rope, positions, call.max_length)
@@ -180,9 +181,10 @@ class Decoder(nn.Module):
 class Nemotron(nn.Module):
     """The decoder with its language model head: `NemotronForCausalLM` on the Hub."""
 
-    stop_ids = ()  # ids that end generation; set by nanomodels.load
+    stop_ids: Collection[int] = ()  # ids that end generation; set by nanomodels.load
+    extra_repr = parameter_line
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
@@ -192,14 +194,14 @@ class Nemotron(nn.Module):
 
     def forward(
         self,
-        input_ids=None,
+        input_ids: Tensor | None = None,
         *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
@@ -212,19 +214,29 @@ class Nemotron(nn.Module):
         )
         return self.lm_head(x).float()
 
-    def hidden(self, *args, **kwargs):
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
-        return self.model(*args, **kwargs)
+        return self.model(
+            input_ids, cache, attention_mask, position_ids, inputs_embeds, logits_to_keep
+        )
 
-    def new_cache(self, batch, max_length):
+    def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.model.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.model.layers]
-        return Cache(entries, batch, max_length, weight.device)
+        return Cache(entries, batch, max_length, self.config, weight)
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Maximum context length in tokens."""
         return self.model.rope.context_length
 
@@ -239,15 +251,22 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 class NemotronForSequenceClassification(nn.Module):
     """num_labels scores for each text, from its last token."""
 
-    def __init__(self, config):
+    extra_repr = parameter_line
+
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Logits (b, num_labels), float32, at each row's last token that is not pad_token_id.
 
         With inputs_embeds, which cannot show padding: at the last position.
@@ -263,7 +282,7 @@ class NemotronForSequenceClassification(nn.Module):
             last = (index * (input_ids != pad)).argmax(-1)
         return self.score(x[torch.arange(len(x), device=x.device), last]).float()
 
-    def loss(self, logits, labels):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (b, num_labels), by the config's problem_type or by the labels.
 
         num_labels 1: mean squared error. Integers (b,): cross-entropy. Floats 0 and 1
@@ -284,20 +303,33 @@ class NemotronForSequenceClassification(nn.Module):
 class NemotronForQuestionAnswering(nn.Module):
     """The first and the last token of the answer to a question."""
 
-    def __init__(self, config):
+    extra_repr = parameter_line
+
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.transformer = Decoder(config)  # so named in checkpoints
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the first and of the last token of the answer: two of (b, t), float32."""
         x = self.transformer(input_ids, None, attention_mask, position_ids, inputs_embeds)
         return self.qa_outputs(x).float().unbind(-1)
 
-    def loss(self, start_logits, end_logits, start_positions, end_positions):
+    def loss(
+        self,
+        start_logits: Tensor,
+        end_logits: Tensor,
+        start_positions: Tensor,
+        end_positions: Tensor,
+    ) -> Tensor:
         """Mean of the two cross-entropies: logits (b, t), positions (b,), ignored if >= t."""
         t = start_logits.shape[1]
         losses = [
@@ -310,15 +342,22 @@ class NemotronForQuestionAnswering(nn.Module):
 class NemotronForTokenClassification(nn.Module):
     """One label for each token."""
 
-    def __init__(self, config):
+    extra_repr = parameter_line
+
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(
-        self, input_ids=None, *, attention_mask=None, position_ids=None, inputs_embeds=None
-    ):
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Logits (b, t, num_labels), float32."""
         x = self.model(input_ids, None, attention_mask, position_ids, inputs_embeds)
         return self.score(x).float()
@@ -335,7 +374,7 @@ SPELLINGS = {
 }
 
 
-def config_from_hub(hub):
+def config_from_hub(hub: dict) -> Config:
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
     Raises ValueError, with the key, for what this file does not implement.

@@ -46,16 +46,17 @@ in its line 414: the checkpoints were trained without it; arXiv 2405.21060 (Mamb
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nanomodels import experts
 from nanomodels.attention import attend
-from nanomodels.cache import KV, SSM, Cache, NoCache
-from nanomodels.config import ConfigReader, check_width, one_field_a_line
+from nanomodels.cache import KV, SSM, Cache, cache_for_call
+from nanomodels.config import ConfigReader, check_width, one_field_a_line, parameter_line
 from nanomodels.inputs import check_inputs
 
 
@@ -309,7 +310,7 @@ class Router(KeepFloat32):
 
     float32 = ("weight", "e_score_correction_bias")
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         e, m = config.n_routed_experts, config.hidden_size
@@ -381,9 +382,10 @@ class Layer(nn.Module):
 class NemotronH(nn.Module):
     """The decoder with its language model head: `NemotronHForCausalLM` on the Hub."""
 
-    stop_ids = ()  # ids that end generation; set by nanomodels.load
+    stop_ids: Collection[int] = ()  # ids that end generation; set by nanomodels.load
+    extra_repr = parameter_line
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -393,14 +395,14 @@ class NemotronH(nn.Module):
 
     def forward(
         self,
-        input_ids=None,
+        input_ids: Tensor | None = None,
         *,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """Logits of the token after each token: (b, t, vocab), float32.
 
         input_ids (b, t), or inputs_embeds (b, t, m) instead. attention_mask (b, t) is 1 for a token
@@ -415,25 +417,25 @@ class NemotronH(nn.Module):
 
     def hidden(
         self,
-        input_ids=None,
-        cache=None,
-        attention_mask=None,
-        position_ids=None,
-        inputs_embeds=None,
-        logits_to_keep=0,
-    ):
+        input_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
         """The last norm's output (b, t, m), the head's input; arguments as in `forward`."""
         check_inputs(input_ids, inputs_embeds, logits_to_keep)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (b, t, m)
         b, t, _ = x.shape
-        cache = NoCache(len(self.layers), x.device) if cache is None else cache
+        cache = cache_for_call(cache, self.config, len(self.layers), self.embeddings.weight)
         call = cache.begin(b, t, attention_mask)
         for layer, entry in zip(self.layers, cache.entries, strict=True):
             x = layer(x, call, entry)
         cache.commit(call)
         return self.norm_f(x[:, -logits_to_keep:])  # 0 keeps all, because x[:, -0:] is x[:, 0:]
 
-    def new_cache(self, batch, max_length):
+    def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of `max_length` slots, on the model's device."""
         weight = self.embeddings.weight
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
@@ -445,10 +447,10 @@ class NemotronH(nn.Module):
                 entries.append(KV(weight.new_zeros(shape), weight.new_zeros(shape)))
             else:
                 entries.append(None)  # MLP and experts have no state
-        return Cache(entries, batch, max_length, weight.device)
+        return Cache(entries, batch, max_length, self.config, weight)
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Maximum context length in tokens."""
         return self.config.max_position_embeddings
 
@@ -477,7 +479,7 @@ LETTERS = {
 }
 
 
-def config_from_hub(hub):
+def config_from_hub(hub: dict) -> Config:
     """Read the Hub's config.json, given as a dict; defaults as in transformers 5.23.0.
 
     Raises ValueError, with the key, for what this file does not implement.

@@ -17,9 +17,9 @@ from torch import nn
 
 import nanomodels
 from nanomodels import nanochat
+from nanomodels.config import parameter_count
 from nanomodels.linears import quantized
 from nanomodels.linears.quantized import Int4, Int8, QuantizedLinear
-from nanomodels.linears.sizes import parameter_count
 
 pytestmark = pytest.mark.kernels
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nanomodels.generation.settings import list_of_ids
+from nanomodels.text.ids import list_of_ids
 
 ROWS = 16  # texts that are read at the same time
 PIECE = 512  # tokens that one call is given, at most

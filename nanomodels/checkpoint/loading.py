@@ -18,8 +18,10 @@ tensors are unpickled.
 import importlib
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -35,29 +37,56 @@ from nanomodels.linears import memory, quantized
 from nanomodels.linears.prepacked import prepack_linears
 from nanomodels.linears.quantized import QuantizedLinear, QuantizedWeight
 from nanomodels.linears.stored import StoredWeight
-from nanomodels.text.files import read_json, state_of
+from nanomodels.text.files import one_line, read_json, state_of
+
+if TYPE_CHECKING:
+    from nanomodels.nanochat import NanoChat
+    from nanomodels.nanochat_2026 import NanoChat2026
+    from nanomodels.nemotron import Nemotron
+    from nanomodels.nemotron_h import NemotronH
+
+    # What `load` returns, except for the heads of Nemotron that make no text.
+    Model = NanoChat | NanoChat2026 | Nemotron | NemotronH
 
 # `model_type` of config.json; each is a module of this package.
 MODEL_TYPES = ("nanochat", "nemotron", "nemotron_h", "nanochat_2026")
 LANGUAGE_MODEL = "language_model."  # begins the names of these tensors in a multimodal checkpoint
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=None):
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    era: str | None = None,
+    quantize: str | None = None,
+) -> "Model":
     """Load the model of a checkpoint folder, ready to run; a name is one that finding.py knows.
 
-    Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}.
+    Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}. To
+    train it, call model.requires_grad_() first; the files do not change.
 
     dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
-    torch.float32, bfloat16 or float16. progress(done, total), if given, is called with bytes before
-    the first tensor and after each. era, for a nanochat training folder, is a name in
-    nanochat_2026.ERAS; None detects it by the tensors. quantize, "int4" or "int8", makes the
-    weights of the linears smaller.
+    float32, bfloat16 or float16, as a string or torch's. progress(done, total), if given, is called
+    with bytes before the first tensor and after each. era, for a nanochat training folder, is a
+    name in nanochat_2026.ERAS; None detects it by the tensors. quantize, "int4" or "int8", makes
+    the weights of the linears smaller.
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be used.
     """
-    if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype {dtype} is not supported; supported: float32, bfloat16, float16")
-    return finish(read(folder, era, quantize=quantize), device, dtype, progress)
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in DTYPES:
+        raise ValueError(f"dtype {name} is not supported; supported: {', '.join(DTYPES)}")
+    device = usable_device(device)
+    return finish(read(folder, era, quantize=quantize), device, DTYPES.get(name), progress)
+
+
+def usable_device(device):
+    """The torch.device. Raises ValueError for one that torch does not know or find here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {one_line(error)}") from None
 
 
 @dataclass
@@ -313,7 +342,7 @@ def choose(parameter, places, entries):
             raise ValueError(
                 f"{name} is {list(tensor.shape)}; the config asks for {list(parameter.shape)}"
             )
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPES.values():
             raise ValueError(f"{name} is {tensor.dtype}; supported: float32, bfloat16, float16")
     if len(entries) > len(places):
         raise ValueError(f"one parameter is there twice: {listed([name for name, _ in entries])}")

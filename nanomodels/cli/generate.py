@@ -195,7 +195,8 @@ def load_checkpoint(args, folder, device, dtype):
     """The model and the tokenizer in a folder."""
     from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.names import left_out
-    from nanomodels.linears.sizes import device_of, formats, parameter_count
+    from nanomodels.config import parameter_count
+    from nanomodels.linears.sizes import device_of, formats
 
     began = time.perf_counter()
     with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:

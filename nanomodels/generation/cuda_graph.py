@@ -50,6 +50,7 @@ class StaticCache(Cache):
     """
 
     def __init__(self, cache, slots):
+        self.config, self.dtype = cache.config, cache.dtype
         self.entries = []
         for entry in cache.entries:
             if isinstance(entry, KV):

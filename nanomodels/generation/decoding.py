@@ -11,22 +11,37 @@ alone can be continued with drafts (drafts.py).
 Shapes: b rows, t slots of the longest prompt.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
+from nanomodels.cache import Cache
 from nanomodels.generation import cuda_graph
 from nanomodels.generation.drafts import PromptLookup, decode_with_drafts
 from nanomodels.generation.logprobs import with_logprobs
 from nanomodels.generation.sampling import Sampler
-from nanomodels.generation.settings import GenerationSettings, list_of_ids
+from nanomodels.generation.settings import BatchSettings, GenerationSettings, TextSettings
+from nanomodels.text.ids import list_of_ids
+
+if TYPE_CHECKING:
+    from nanomodels.checkpoint.loading import Model
 
 PIECE = 512  # most slots of a prompt that one call is given
 
 
-def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes):
+def generate(
+    model: "Model",
+    ids: Iterable[int],
+    settings: GenerationSettings | None = None,
+    *,
+    cache: Cache | None = None,
+    on_draft: Callable[[int, int], None] | None = None,
+    **changes: Unpack[TextSettings],
+) -> Iterator[int]:
     """Continue the prompt `ids` (a list of token ids): an iterator of ints, token by token.
 
     Give settings as keywords: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
@@ -59,8 +74,15 @@ def generate(model, ids, settings=None, *, cache=None, on_draft=None, **changes)
 
 
 def generate_batch(
-    model, prompts, settings=None, *, cache=None, progress=None, on_draft=None, **changes
-):
+    model: "Model",
+    prompts: Iterable[Iterable[int]],
+    settings: GenerationSettings | None = None,
+    *,
+    cache: Cache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_draft: Callable[[int, int], None] | None = None,
+    **changes: Unpack[BatchSettings],
+) -> Iterator[list[int | None]]:
     """Continue several prompts at once: an iterator of lists with the next token of each row.
 
     prompts is a list of lists of ids, of any lengths. Each is continued num_samples times from one

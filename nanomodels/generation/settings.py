@@ -1,12 +1,14 @@
 """The settings of a generation: one frozen object, checked when it is made."""
 
-import operator
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import TypedDict
 
 from nanomodels.generation.calculator import Calculator
 from nanomodels.text.files import read_json
+from nanomodels.text.ids import list_of_ids
 
 # Numbers: lowest, highest, what a special value means.
 RANGES = {
@@ -25,22 +27,6 @@ COUNTS = {
     "logprobs": 0,
 }
 OPTIONAL = ("vocab_size", "logprobs")  # may be None
-
-
-def list_of_ids(name, ids):
-    """Token ids as a list of ints; they may be whole numbers of Python, numpy or torch.
-
-    Raises ValueError for anything else, such as text: "12" is not the ids 1 and 2.
-    """
-    try:
-        if isinstance(ids, (str, bytes)):
-            raise TypeError
-        given = ids.tolist() if hasattr(ids, "tolist") else list(ids)  # of an array or a tensor
-        if any(isinstance(i, bool) for i in given):
-            raise TypeError
-        return [operator.index(i) for i in given]
-    except TypeError:
-        raise ValueError(f"{name} is {ids!r:.80}; it must be a list of token ids") from None
 
 
 def is_real(value, kind=Real):
@@ -63,7 +49,8 @@ class GenerationSettings:
     min_p: float = 0.0  # sample from tokens with p times the likeliest token's probability or more
     repetition_penalty: float = 1.0  # above 1 makes tokens less likely that the text already has
     seed: int | None = None  # sample j of a prompt uses seed + j; None: a random seed
-    stop_ids: tuple | None = None  # a text ends before these ids; None: model.stop_ids; (): none
+    # A text ends before one of these ids; None: model.stop_ids; (): none.
+    stop_ids: Collection[int] | None = None
     # Ids from this one on are never chosen: the tokenizer's size, where the model's vocabulary is
     # padded to more. None: the model's.
     vocab_size: int | None = None
@@ -114,6 +101,30 @@ class GenerationSettings:
             stop_ids=frozenset(model.stop_ids if self.stop_ids is None else self.stop_ids),
             vocab_size=min(known, self.vocab_size or known),
         )
+
+
+class TextSettings(TypedDict, total=False):
+    """The fields of GenerationSettings that `generate` takes as keywords."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop_ids: Collection[int] | None
+    vocab_size: int | None
+    draft_lookup: int
+    cuda_graph: bool
+    logprobs: int | None
+    calculator: Calculator | None
+
+
+class BatchSettings(TextSettings, total=False):
+    """The same for `generate_batch`: all fields."""
+
+    num_samples: int
 
 
 def settings_from(config, given):

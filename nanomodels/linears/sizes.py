@@ -5,13 +5,6 @@ from torch import nn
 from nanomodels.linears.quantized import QuantizedLinear
 
 
-def parameter_count(model):
-    """The numbers that a model has learned, however they are stored."""
-    quantised = (m for m in model.modules() if isinstance(m, QuantizedLinear))
-    count = sum(m.in_features * m.out_features for m in quantised if m.weight is None)
-    return count + sum(p.numel() for p in model.parameters())
-
-
 def bytes_per_token(model):
     """What a decode step reads: each weight once, but no embeddings and only the chosen experts."""
     stored = dict([*model.named_parameters(), *model.named_buffers()])

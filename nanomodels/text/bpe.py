@@ -160,13 +160,13 @@ class ByteStream:
         self._token_bytes, self._hidden = token_bytes, hidden
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token):
+    def push(self, token: int) -> str:
         """Take one id; return the text that it completes, "" within a character."""
         if token in self._hidden:
             return ""
         return self._utf8.decode(self._token_bytes[token])
 
-    def finish(self):
+    def finish(self) -> str:
         """Return what an unfinished character leaves: U+FFFD or nothing."""
         return self._utf8.decode(b"", final=True)
 

@@ -6,6 +6,7 @@ The result is equal to that of apply_chat_template in transformers 5.23.0, byte 
 
 import functools
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
 from nanomodels.text.files import one_line, read_text, refusal
@@ -93,7 +94,8 @@ def render(templates, messages, tools, documents, **variables):
             f"this tokenizer has no default chat template (it has: {sorted(templates)}); "
             "encode plain text, or put a chat_template.jinja into its folder"
         )
-    if not messages or not all(isinstance(message, dict) for message in messages):
+    listed = isinstance(messages, Sequence) and len(messages) > 0
+    if not listed or not all(isinstance(message, dict) for message in messages):
         raise ValueError("messages must be a list of at least one {'role': ..., 'content': ...}")
     if not all(isinstance(entry, dict) for entry in [*(tools or ()), *(documents or ())]):
         raise ValueError("tools must be a list of JSON schemas (dicts), documents of dicts")

@@ -80,7 +80,7 @@ class ModelStream:
         self._texts, self._byte_of, self._hidden, self._drop = texts, byte_of, hidden, drop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
-    def push(self, token):
+    def push(self, token: int) -> str:
         """Take one id; return the text that it completes, "" within a character."""
         piece = self._texts[token]
         if token in self._byte_of:
@@ -91,7 +91,7 @@ class ModelStream:
             piece, self._drop = piece[1:], self._drop - 1
         return before + self._show(piece.replace(BAR, " "))
 
-    def finish(self):
+    def finish(self) -> str:
         """Return what an unfinished character leaves: U+FFFD or nothing."""
         return self._show(self._utf8.decode(b"", final=True))
 
@@ -113,7 +113,7 @@ class HubStream:
         self._texts, self._byte_of, self._hidden = texts, byte_of, hidden
         self._strip, self._drop, self._run = strip, drop, bytearray()
 
-    def push(self, token):
+    def push(self, token: int) -> str:
         """Take one id; return the text that it completes, "" for a byte."""
         piece = self._texts[token]
         if token in self._hidden:
@@ -124,7 +124,7 @@ class HubStream:
             return ""
         return self.finish() + self._show(piece.replace(BAR, space))
 
-    def finish(self):
+    def finish(self) -> str:
         """Return the text of the last run of bytes."""
         run, self._run = self._run, bytearray()
         try:

@@ -14,11 +14,15 @@ Each folder can also have a chat template, which chat_template.py renders.
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from nanomodels.checkpoint.finding import find
 from nanomodels.text import chat_template, hub_json, nanochat_pickle, plain_chat, sentencepiece
-from nanomodels.text.bpe import WHITESPACE
+from nanomodels.text.bpe import WHITESPACE, ByteStream
 from nanomodels.text.files import one_line
+from nanomodels.text.ids import list_of_ids
 
 LONGEST_NAMES = 300_000  # characters of all added tokens; the search costs 3 µs for each
 
@@ -57,7 +61,7 @@ class Tokenizer:
         self.chat_template = templates.get("default")
 
     @staticmethod
-    def load(folder):
+    def load(folder: str | Path) -> "Tokenizer":
         """Read a folder with tokenizer.json (Hub), tokenizer.pkl (nanochat) or a .model file.
 
         folder: a path, or a name that checkpoint/finding.py knows, as for `load`.
@@ -111,14 +115,28 @@ class Tokenizer:
             "(nanochat) nor a SentencePiece .model; put the checkpoint's tokenizer into this folder"
         )
 
-    def fingerprint(self):
+    def __repr__(self):
+        template = "no" if self.chat_template is None else "a"
+        return (
+            f"<Tokenizer: vocab_size {self.vocab_size}, bos_id {self.bos_id}, "
+            f"eos_id {self.eos_id}, {template} chat template>"
+        )
+
+    def fingerprint(self) -> str:
         """A hash of all tokens, and of how a sample text is encoded."""
         tokens = [(token, self.token_bytes(token)) for token in sorted(self.codec.token_bytes)]
         sample = self.encode("The 12 quick brown foxes\n\n  jump: über 日本!", special=True)
         hashed = hashlib.sha256(repr((tokens, sorted(self._added), sample)).encode())
         return hashed.hexdigest()
 
-    def encode(self, text, *, add_bos=None, special=False, reveal=str):
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        special: bool = False,
+        reveal: Callable[[str], str] = str,
+    ) -> list[int]:
         """Return the ids of a text.
 
         add_bos: None puts before the text what the model saw there in training: <|bos|> for
@@ -126,8 +144,11 @@ class Tokenizer:
         case, False adds nothing. special: whether the names of special and other added tokens in
         the text become those tokens; otherwise they are plain text. reveal: what takes the twins
         out of a text that plain_chat.py has rendered.
-        Raises ValueError for half of a surrogate pair and for too long a run of white space.
+        Raises ValueError for what is no text, for half of a surrogate pair and for too long a run
+        of white space.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"the text is {text!r:.80}; it must be a string")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -156,19 +177,22 @@ class Tokenizer:
             else:
                 yield self.codec.normalise(piece)
 
-    def token_bytes(self, token):
+    def token_bytes(self, token: int) -> bytes:
         """Return the bytes of an id, for a special token its name. ValueError for an unknown id."""
         return self.codec.token_bytes[token]
 
-    def decode(self, ids, *, skip_special=False):
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of ids; wrong UTF-8 becomes U+FFFD. ValueError for an unknown id.
 
         skip_special leaves out the special tokens.
         """
+        ids = list_of_ids("ids", ids)
         stream = self.stream(skip_special=skip_special)
         return "".join([*map(stream.push, ids), stream.finish()])
 
-    def stream(self, *, skip_special=True, keep=()):
+    def stream(
+        self, *, skip_special: bool = True, keep: Iterable[str] = ()
+    ) -> ByteStream | sentencepiece.ModelStream | sentencepiece.HubStream:
         """Start a stream: push(id) and finish() return the text of `decode`, piece by piece.
 
         keep: names of special tokens that skip_special does not leave out.
@@ -177,8 +201,14 @@ class Tokenizer:
         return self.codec.stream(self._special - shown if skip_special else frozenset())
 
     def render_chat(
-        self, messages, *, tools=None, documents=None, add_generation_prompt=True, **variables
-    ):
+        self,
+        messages: Sequence[dict],
+        *,
+        tools: Sequence[dict] | None = None,
+        documents: Sequence[dict] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
         """Return a chat as the text of the training format, equal to transformers' result.
 
         messages: list of {"role": ..., "content": ...}; tools: list of JSON schemas; documents:
@@ -190,7 +220,9 @@ class Tokenizer:
             self._templates, messages, tools, documents, **self._names | variables
         )
 
-    def encode_chat(self, messages, *, trust_text=False, **settings):
+    def encode_chat(
+        self, messages: Sequence[dict], *, trust_text: bool = False, **settings: Any
+    ) -> list[int]:
         """Return the ids of `render_chat(messages, **settings)`.
 
         The template writes the BOS, so none is added here. Names of control tokens inside the
