@@ -28,7 +28,8 @@ TESTS = {
     "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
     "settings": ["inputs", "decoding"],
-    "command": ["generate"],
+    "command": ["generate", "program"],
+    "downloading": ["finding"],
     "nanochat_pickle": ["tokenizer"],
     "bpe": ["tokenizer"],
     "sandbox": ["chat_template"],
@@ -593,6 +594,36 @@ MUTANTS = {
                                             "if step is None else step", ""),
     "a small head forgotten": ("loading.py", "swap_linears(model, stored, head)",
                                "swap_linears(model, stored)"),
+    "names: a snapshot whose download has not ended is used": (
+        "finding.py",
+        "        if missing is None:\n",
+        "        if True:\n",
+    ),
+    "names: a file of the cache names any folder": (
+        "finding.py",
+        're.fullmatch(r"\w+", commit) and ',
+        "",
+    ),
+    "names: the first step of a nanochat run": (
+        "finding.py",
+        "steps[max(steps)]",
+        "steps[min(steps)]",
+    ),
+    "download: each file of the newest commit": (
+        "downloading.py",
+        "folder.name if folder else revision",
+        "revision",
+    ),
+    "download: weights before it is known whether they can be loaded": (
+        "downloading.py",
+        "if folder and file == shards[0]:",
+        "if False:",
+    ),
+    "download: what is in the cache counts as missing": (
+        "downloading.py",
+        "if not (blobs / blob).exists()",
+        "if True",
+    ),
 }  # fmt: skip
 
 
