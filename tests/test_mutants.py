@@ -19,6 +19,15 @@ SECONDS = 600  # for the tests of one mutant; a mutant may hang
 
 # file: its tests, where they have other names
 TESTS = {
+    "scoring": ["scoring"],
+    "explaining": ["explaining"],
+    "comparing": ["comparing"],
+    "tracing": ["tracing"],
+    "rows": ["batches", "generate"],
+    "batch": ["batches", "generate"],
+    "states": ["states"],
+    "prompts": ["conversation", "generate"],
+    "reuse": ["conversation"],
     "cache": ["cache", "drafts"],
     "loading": ["loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
@@ -28,7 +37,8 @@ TESTS = {
     "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
     "settings": ["inputs", "decoding"],
-    "command": ["generate"],
+    "command": ["generate", "program"],
+    "downloading": ["finding"],
     "nanochat_pickle": ["tokenizer"],
     "bpe": ["tokenizer"],
     "sandbox": ["chat_template"],
@@ -38,16 +48,16 @@ TESTS = {
     "names": ["loading"],
     "stop_ids": ["loading"],
     "rope": ["rope", "config"],
-    "conversation": ["generate"],
-    "chat": ["generate"],
+    "conversation": ["conversation", "generate"],
+    "chat": ["chat"],
     "generate": ["generate"],
     "start": ["generate"],
-    "terminal": ["generate"],
+    "terminal": ["generate", "chat"],
     "sizes": ["generate"],
     "stored": ["modelopt", "quantized"],
     "cpu": ["prepacked", "attention"],
     "sampling": ["decoding", "calculator", "logprobs"],
-    "stream": ["decoding", "calculator"],
+    "stream": ["decoding", "calculator", "generate"],
     "drafts": ["drafts", "logprobs"],
 }
 
@@ -482,12 +492,12 @@ MUTANTS = {
     ),
     "a panic that nobody catches": ("command.py", "except BaseException as", "except Exception as"),
     "a byte order mark in the prompt": (
-        "command.py",
-        'text.removeprefix("\\ufeff").rstrip(',
+        "rows.py",
+        'text.removeprefix("\ufeff").rstrip(',
         "text.rstrip(",
     ),
     "a lone carriage return that ends a prompt": (
-        "command.py",
+        "rows.py",
         "keep_returns=True",
         "keep_returns=False",
     ),
@@ -641,44 +651,48 @@ MUTANTS = {
         'elif not "<".startswith(start):',
     ),
     "a conversation that counts what the cache does not hold": (
-        "conversation.py",
-        "self.ids = (ids + tokens)[: self.cache.length]",
-        "self.ids = ids + tokens",
+        "reuse.py",
+        "shared(self.ids[: self.cache.length], ids[:-1])",
+        "shared(self.ids, ids[:-1])",
     ),
     "a conversation that never goes back": (
-        "conversation.py",
-        "        if not continues(ids, self.ids):\n",
-        "        if False:\n",
+        "reuse.py",
+        "if length < self.cache.length:",
+        "if False:",
     ),
     "a conversation that begins anew each time": (
-        "conversation.py",
-        "self.snapshots[1:] = [(message, self.cache.snapshot())]",
-        "pass",
+        "reuse.py",
+        "length = shared(",
+        "length = 0 * shared(",
     ),
     "the switch for the reasoning in the first message": (
-        "conversation.py",
-        'last | {"content": last["content"] + self.switch}',
-        "last",
-    ),
-    "a chat without the answers": (
-        "chat.py",
-        '"content": completion.text, ',
-        '"content": "", ',
-    ),
-    "a chat that forgets the newest turn": ("chat.py", "del turns[:2]", "del turns[-3:-1]"),
-    "ids beyond the tokenizer are drawn": (
-        "cli/generate.py",
-        "settings = replace(settings, vocab_size=tokenizer.vocab_size)",
+        "prompts.py",
+        'asked["content"] += self.switch',
         "pass",
     ),
-    "the seed of the first sample for all": (
+    "a chat without the answers": (
+        "conversation.py",
+        '"content": said.stream.parts or said.text',
+        '"content": ""',
+    ),
+    "a chat that forgets the newest turn": (
+        "conversation.py",
+        "turns = turns[1:]",
+        "turns = turns[:-1]",
+    ),
+    "ids beyond the tokenizer are drawn": (
         "cli/generate.py",
+        'given = {"vocab_size": tokenizer.vocab_size, ',
+        "given = {",
+    ),
+    "the seed of the first sample for all": (
+        "batch.py",
         "settings.seed + sample if",
         "settings.seed if",
     ),
     "a prompt longer than the context": (
-        "cli/generate.py",
-        "if len(prompt.ids) > model.context_length:",
+        "conversation.py",
+        "if alone > context:",
         "if False:",
     ),
     "convert: SIGTERM leaves the work": (
@@ -693,19 +707,19 @@ MUTANTS = {
         "if True:",
     ),
     "a text that fills the context has stopped": (
-        "terminal.py",
+        "stream.py",
         'return self.finish("context" if len(self.tokens) == self.room else "stop")',
         'return self.finish("stop")',
     ),
     "a rate with the first token in it": (
         "terminal.py",
-        "new_tokens * steps / (steps + 1) / seconds",
-        "new_tokens / seconds",
+        "new_tokens * steps / (steps + 1) / (",
+        "new_tokens / (",
     ),
     "reasoning shown in one piece": (
         "terminal.py",
-        "show(so_far[self.shown :])",
-        "show(so_far if completion.answered else '')",
+        "self.thought.push(so_far[self.shown :])",
+        "self.thought.push(so_far)",
     ),
     "all experts counted as read": (
         "sizes.py",
@@ -894,6 +908,64 @@ MUTANTS = {
         "if body[at:].strip():",
         "if False:",
     ),
+    "names: a snapshot whose download has not ended is used": (
+        "finding.py",
+        "        if missing is None:\n",
+        "        if True:\n",
+    ),
+    "names: a file of the cache names any folder": (
+        "finding.py",
+        're.fullmatch(r"\w+", commit) and ',
+        "",
+    ),
+    "names: the first step of a nanochat run": (
+        "finding.py",
+        "steps[max(steps)]",
+        "steps[min(steps)]",
+    ),
+    "download: each file of the newest commit": (
+        "downloading.py",
+        "folder.name if folder else revision",
+        "revision",
+    ),
+    "download: weights before it is known whether they can be loaded": (
+        "downloading.py",
+        "if folder and file == shards[0]:",
+        "if False:",
+    ),
+    "download: what is in the cache counts as missing": (
+        "downloading.py",
+        "if not (blobs / blob).exists()",
+        "if True",
+    ),
+    "trace: keys of the whole cache": ("tracing.py", "k[:, :, -t:]", "k[:, :, :t]"),
+    "trace: records that are views of the cache": (
+        "tracing.py",
+        'tensor.to("cpu", copy=True)',
+        'tensor.to("cpu")',
+    ),
+    "trace: a Mamba layer's padding is taken for its tokens": (
+        "tracing.py",
+        "return call.unpack(x.flatten(2)).view_as(x)",
+        "return x",
+    ),
+    "compare: blocks are given our own input": (
+        "comparing.py",
+        "_, own, head = run(ours, ids, inputs, expected[-1])",
+        "_, own, head = run(ours, ids)",
+    ),
+    "compare: float32 stays float32": (
+        "comparing.py",
+        "if function is torch.Tensor.float:",
+        "if False:",
+    ),
+    "score: padding counts": ("scoring.py", "slice(given - 1, len(text) - 1)", "slice(given - 1, None)"),
+    "score: each token's own place": (
+        "scoring.py",
+        "ids[:, here.start + 1 : here.stop + 1, None]",
+        "ids[:, here.start : here.stop, None]",
+    ),
+    "explain: a lens without the last norm": ("explaining.py", "x = model.norm_f(x)", "pass"),
 }  # fmt: skip
 
 

@@ -44,8 +44,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load(folder, device="cpu", dtype=None, progress=None, era=None, quantize=None):
-    """Load the model of a checkpoint folder, ready to run; a name is one that finding.py knows.
+    """Load the model of a checkpoint folder, ready to run.
 
+    folder: a path, or a name that finding.py knows; a model of the Hub may be downloaded.
     Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}.
 
     dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
