@@ -493,7 +493,7 @@ MUTANTS = {
     "a panic that nobody catches": ("command.py", "except BaseException as", "except Exception as"),
     "a byte order mark in the prompt": (
         "rows.py",
-        'text.removeprefix("\ufeff").rstrip(',
+        r'text.removeprefix("\ufeff").rstrip(',
         "text.rstrip(",
     ),
     "a lone carriage return that ends a prompt": (
