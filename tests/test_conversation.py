@@ -428,7 +428,7 @@ def test_a_message_that_is_longer_than_the_context_changes_nothing(scripted):
     chat = scripted("nemotron-3", ["Yes.", "No."], context_length=100, think=False)
     str(chat.ask("One?"))
     before, reply = chat.messages, chat.reply
-    with pytest.raises(ValueError, match=r"the message makes a prompt of \d+ tokens, .* holds 100"):
+    with pytest.raises(ValueError, match=r"the message makes a prompt of \d+ tokens; .* holds 100"):
         chat.ask("word " * 100)
     assert (chat.messages, chat.reply) == (before, reply)
     assert chat.ask("Two?").text == "No."

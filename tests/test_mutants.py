@@ -959,7 +959,11 @@ MUTANTS = {
         "if function is torch.Tensor.float:",
         "if False:",
     ),
-    "score: padding counts": ("scoring.py", "slice(given - 1, len(text) - 1)", "slice(given - 1, None)"),
+    "score: padding counts": (
+        "scoring.py",
+        "slice(given - 1, len(text) - 1)",
+        "slice(given - 1, None)",
+    ),
     "score: each token's own place": (
         "scoring.py",
         "ids[:, here.start + 1 : here.stop + 1, None]",
