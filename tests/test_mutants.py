@@ -74,6 +74,7 @@ MUTANTS = {
         "if len(new) > 1 and len(text)",
         "if False and len(text)",
     ),
+    "a .model of any size": ("sentencepiece.py", "check_file(path, LARGEST)", "check_file(path)"),
     "chat: names in contents become tokens": (
         "plain_chat.py",
         "return name if name in keep else",
