@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
@@ -551,37 +549,6 @@ def test_ctrl_c_ends_with_what_was_said_so_far():
     assert (said + rest).endswith("\n")
     assert "Traceback" not in numbers
     assert "new" in numbers
-
-
-def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
-    """Two turns. The second feeds only the new tokens."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "generate.py"], cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.PIPE
-    )
-    os.close(slave)
-
-    def read_until(text):
-        seen, deadline = "", time.monotonic() + 60
-        while text not in seen and time.monotonic() < deadline:
-            if select.select([master], [], [], 1)[0]:
-                seen += os.read(master, 4096).decode()
-        return seen
-
-    read_until("> ")
-    os.write(master, FRANCE.encode() + b"\n")
-    assert "Paris" in read_until("> ").split("?", 1)[1]
-    os.write(master, b"Thank you!\n")
-    read_until("> ")
-    os.write(master, b"\x04")
-    err = process.communicate(timeout=60)[1].decode()
-    os.close(master)
-    assert process.returncode == 0
-    prompts = [line for line in err.splitlines() if line.startswith("prompt")]
-    assert len(prompts) == 2
-    assert "Traceback" not in err
-    fed = [int(line.split()[1]) for line in prompts]
-    assert fed[1] <= fed[0] + 4, "the second turn feeds the answer's end and the new message"
 
 
 # --- reasoning, tools, and chats that go on ---
