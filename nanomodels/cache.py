@@ -519,6 +519,8 @@ def read_saved(path):
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
     path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
