@@ -7,7 +7,7 @@ import pytest
 from test_generate import FRANCE, GOLDEN, Terminal, run, scripted  # noqa: F401 (fixtures)
 
 import nanomodels
-from nanomodels.cli import batch, terminal
+from nanomodels.cli import batch, generate, terminal
 from nanomodels.cli.progress import Progress
 
 TOO_LONG = "long " * 3000

@@ -59,6 +59,7 @@ TESTS = {
     "sampling": ["decoding", "calculator", "logprobs"],
     "stream": ["decoding", "calculator", "generate"],
     "drafts": ["drafts", "logprobs"],
+    "commands": ["chat"],
 }
 
 # what is wrong: (file, the correct code, the wrong code)
@@ -616,6 +617,39 @@ MUTANTS = {
         "c if c.isprintable() else",
         "c if True else",
     ),
+    "terminal: an answer controls it": ("terminal.py", "Output(sys.stdout), Output(sys.stderr)",
+                                        "Output(None), Output(None)"),
+    "terminal: one byte that begins a sequence": ("wrap.py", r"\x7f-\x9f]", r"\x7f]"),
+    "wrap: the space before a word has no width": (
+        "wrap.py",
+        "if self.column + len(space) + size > self.edge",
+        "if self.column + size > self.edge",
+    ),
+    "wrap: a word in two pieces": ("wrap.py", "if self.begins_word(character) else",
+                                   "if True else"),
+    "paste: lines are messages": ("line_input.py", "while not self.marks and", "while False and"),
+    "the shell gets what is not read": (
+        "line_input.py",
+        "termios.tcflush(self.terminal, termios.TCIFLUSH)",
+        "pass",
+    ),
+    "the terminal stays silent": ("line_input.py", "            self.set_modes(self.modes)\n"
+                                  "            if self.marks:", "            if self.marks:"),
+    "keys are shown in an answer": ("line_input.py", "~(termios.ECHO | termios.ICANON)",
+                                    "~termios.ICANON"),
+    "history: others can read it": ("history.py", "0o600", "0o644"),
+    "history: without a bound": ("history.py", "texts = texts[-MOST:]", "pass"),
+    "chat: an unknown command is a message": ("chat.py", "if is_command(text):",
+                                              "if is_command(text) and len(text) < 8:"),
+    "chat: a file goes before every message": (
+        "chat.py",
+        "self.before.clear()\n        if self.raw",
+        "if self.raw",
+    ),
+    "chat: text is said that was not shown": ("chat.py", "completion.text[shown:]", '""'),
+    "chat: any file is replaced": ("commands.py", "if path.exists() and", "if False and"),
+    "chat: the same answer again": ("commands.py", "(chat.settings.seed + 1)",
+                                    "(chat.settings.seed + 0)"),
     "a target that is there too early": ("writing.py", 'f".{dst.name}.{what}"', "dst.name"),
     "another step than the one asked for": ("nanochat_folder.py",
                                             "if step is None else step", ""),

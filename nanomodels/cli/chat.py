@@ -76,7 +76,7 @@ class Talk:
         """Write a reply as it comes, and a line of figures."""
         meter, _ = write_reply(reply, Screen(not self.quiet))
         if not reply.new_tokens and reply.finish_reason == "interrupted":
-            note("(stopped; the message is taken back)")
+            note("(stopped; the chat is as it was before)")
             return
         self.meter, self.reply = meter, reply
         completion = reply.completion
