@@ -6,6 +6,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from typist import Typist
 
 import nanomodels
 from nanomodels.cli import chat as cli_chat
-from nanomodels.cli import generate
+from nanomodels.cli import batch, rows
 from nanomodels.cli.chat import converse
 from nanomodels.cli.commands import COMMANDS
 from nanomodels.cli.line_input import import_readline, is_gnu
@@ -389,7 +390,8 @@ def test_json_cannot_control_the_terminal_either_and_stays_the_same(monkeypatch,
     monkeypatch.setattr(sys, "stdout", Stream(terminal))
     said = Said(EVIL)
     said.tokens = [1]
-    generate.write_json("é\x9b", 0, said, 1, GenerationSettings())
+    encoder = SimpleNamespace(tokenizer=None)
+    batch.write_json(rows.Row([rows.user("é\x9b")]), 1, 0, said, GenerationSettings(), encoder)
     line = sys.stdout.getvalue()
     assert ("\x9b" in line) != terminal
     assert "é" in line
