@@ -391,9 +391,7 @@ class Cache:
         given, held = [len(row) for row in ids], self.counts[:, 0].tolist()
         if given != held:
             raise ValueError(f"ids has {given} tokens in its rows; the cache holds {held}")
-        path = check_path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent}: no such folder")
+        path = check_target(path)
         metadata = {"ids": json.dumps([list(map(int, row)) for row in ids]), "notes": notes}
         # In a folder of its own, so that several processes can save to the same path.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
@@ -536,6 +534,14 @@ def read_saved(path):
         reason = str(error)[:200]
         raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
     return Saved(snapshot, ids, metadata.get("notes", ""))
+
+
+def check_target(path):
+    """The path as a Path; raises an error if `save` cannot write a file there."""
+    path = check_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    return path
 
 
 def check_path(path):

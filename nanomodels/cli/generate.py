@@ -130,6 +130,7 @@ def run(args):
     import torch  # only here, so that --help and wrong options are fast
 
     from nanomodels import Tokenizer, load
+    from nanomodels.cache import check_target
     from nanomodels.checkpoint.names import left_out
     from nanomodels.cli.chat import converse
     from nanomodels.generation.prompts import TextEncoder, question
@@ -148,6 +149,8 @@ def run(args):
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if (args.save_state or args.load_state) and len(prompts or ()) * args.num_samples > 1:
         raise ValueError("--save-state and --load-state go with one prompt and one sample")
+    if args.save_state is not None:
+        check_target(args.save_state)  # before the work
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     # Before loading, so that a bad setting is reported at once.
