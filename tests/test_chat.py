@@ -15,8 +15,8 @@ from small_tokenizers import family_131072
 from typist import Typist
 
 import nanomodels
-from nanomodels.cli import chat as cli_chat
 from nanomodels.cli import batch, rows
+from nanomodels.cli import chat as cli_chat
 from nanomodels.cli.chat import converse
 from nanomodels.cli.commands import COMMANDS
 from nanomodels.cli.line_input import import_readline, is_gnu

@@ -786,6 +786,82 @@ def test_a_chat_says_how_much_it_reuses_and_once_when_it_forgets(scripted):
     assert ["reused" in line for line in figures] == [False] + [True] * 5
 
 
+@pytest.fixture
+def notes(tmp_path):
+    """Options for a document about five numbers."""
+    path = tmp_path / "notes"
+    places = ("mill", "sea", "hill", "farm", "mine")
+    path.write_text("".join(f"The number of the {p} is 77{n}.\n" for n, p in enumerate(places)))
+    model = ROOT / "weights" / "nemotron-h-tiny"
+    return "--model", model, "--dtype", "float32", "--no-think", "--document", path
+
+
+def test_a_document_is_read_once_and_asked_about_many_times(run, notes, tmp_path):
+    """--load-state has the document and the messages; the figures say what is read."""
+    model, state, questions = notes[:4], tmp_path / "state", ["The sea?", "The hill?", "The mine?"]
+    status, out, err = run(*notes, "--save-state", state)
+    assert (status, out) == (0, "")
+    assert int(err.splitlines()[-1].removeprefix("saved").split()[0]) > 70
+    for text in questions[:2]:
+        alone = run(*notes, text)
+        status, out, err = run(*model, "--no-think", "--load-state", state, text)
+        assert (status, out) == alone[:2]
+        prompts = [words.split() for words in (alone[2], err)]
+        read, whole = (int(words[words.index("prompt") + 1]) for words in prompts[::-1])
+        assert f", {whole - read} reused, " in err and read < 40 < whole
+    run(*model, "--load-state", state, "--no-think", questions[0], "--save-state", tmp_path / "two")
+    chat = nanomodels.Chat(notes[1], dtype=torch.float32)
+    chat.load(tmp_path / "two")
+    assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
+    assert chat.messages[1]["content"] == questions[0]
+    args = (*model, "--load-state", tmp_path / "two", questions[2])
+    answer = json.loads(run(*args, "--json", "--quiet")[1])
+    assert answer["text"] == chat.ask(questions[2]).text
+    assert answer["prompt_tokens"] == chat.reply.prompt_tokens
+    _, out, err = run(*model, "--load-state", tmp_path / "two", stdin="The sea?\n", terminal=True)
+    assert " reused, " in err and len(out) > 4
+
+
+def test_raw_text_is_read_once_and_continued_many_times(run, tmp_path):
+    (tmp_path / "story").write_text("Once upon a time, a")
+    state, args = tmp_path / "state", ("--model", ROOT / "weights" / "nemotron-tiny", "--quiet")
+    args += ("--temperature", "0", "--max-new-tokens", "5")
+    for document in (["--document", tmp_path / "story"], ["Once upon a time, a"]):
+        last = ["--max-new-tokens", "0"] if len(document) == 1 else []
+        assert run(*args, *document, *last, "--save-state", state)[0] == 0
+        expected = run(*args, "Once upon a time, a little")[1]
+        assert run(*args, "--load-state", state, " little") == (0, expected, "")
+    status, _, err = run(*args, "--no-think", "--load-state", state, " little")
+    assert (status, err.count("\n")) == (2, 1)
+    status, _, err = run("--load-state", state, "Hi", "--quiet")
+    assert status == 2 and f"{state}: was saved with another model: Nemotron, here NanoChat" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--load-state", "nothing", "Hi"], "nothing: no such file"),
+        (["--document", "nothing", "Hi"], "nothing: no such file"),
+        (["--load-state", "state", "--system", "x", "Hi"], "has its own --system and --document"),
+        (["--load-state", "state", "--num-samples", "2", "Hi"], "with one prompt and one sample"),
+        (["--save-state", "state", "--prompt-file", "two"], "with one prompt and one sample"),
+        (["--save-state", ".", "Hi"], "is not a file; give the name of a file"),
+        (["--save-state", "nothing/state", "Hi"], "nothing: no such folder"),
+        (["--save-state", "state", ""], "the prompt is empty"),
+    ],
+)
+def test_states_that_cannot_be_get_one_clear_line(run, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two").write_text("One?\nTwo?\n")
+    assert run("--save-state", "state", "--quiet") == (0, "", "")
+    before = (tmp_path / "state").read_bytes()
+    status, _, err = run(*args, "--quiet")
+    assert (status, err.count("\n")) == (2, 1)
+    assert words in err
+    assert (tmp_path / "state").read_bytes() == before
+    assert {*os.listdir(tmp_path)} == {"state", "two"}
+
+
 def test_drafts_change_no_text_and_are_counted(run):
     notes = " ".join(
         f"The number of the {place} is {n}." for n, place in enumerate(("mill", "sea"))

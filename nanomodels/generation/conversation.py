@@ -262,8 +262,9 @@ class Reply:
         )
         places = []
         if chat.prefix.cache.has_ssm:
-            ends = chat.encoder.beginning, chat.encoder.message_ids(turns)
-            places = [shared(prompt.ids, ids) for ids in ends]
+            places = [chat.encoder.message_end(turns, prompt.ids)]
+            if self.reused_tokens == 0:
+                places.append(shared(prompt.ids, chat.encoder.beginning))
         self.rows = chat.prefix.answer(places, settings, chat.progress, self.count)
         self.pieces, self.begun, self.ended = self.run(), False, False
 
