@@ -116,6 +116,22 @@ def test_ctrl_c_while_it_starts_is_quiet(tmp_path, module):
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
+def test_make_demo_refuses_an_old_python_before_it_sets_anything_up(tmp_path):
+    for path in ("Makefile", "pyproject.toml", "constraints.txt", "nanomodels/cli/start.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    old = "import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path(sys.argv[1])"
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{old}" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    make = ["make", "demo", "PYTHON=./python"]
+    result = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    said, todo, _ = result.stderr.splitlines()  # the last is make's own
+    assert said == "error: nanomodels needs Python 3.11 or newer; this is 3.10"
+    assert todo == "give another: make demo PYTHON=python3.12"
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_help_and_the_version_do_without_torch():
     code = "import sys; from nanomodels.cli import program\n"
     code += "for word in ('--help', '--version'): sys.argv = ['', word]; program.main()\n"
