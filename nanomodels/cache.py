@@ -560,6 +560,8 @@ def read_saved(path):
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
     path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -577,6 +579,14 @@ def read_saved(path):
     return Saved(snapshot, ids, metadata.get("notes", ""))
 
 
+def check_target(path):
+    """The path as a Path; raises an error if `save` cannot write a file there."""
+    path = check_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    return path
+
+
 def check_path(path):
     """The path as a Path; raises ValueError for a folder, a device or a pipe."""
     path = Path(path)
@@ -590,9 +600,7 @@ def write_tensors(path, tensors, metadata):
 
     Raises ValueError if the path is something else than a file; OSError if it cannot be written.
     """
-    path = check_path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
+    path = check_target(path)
     # In a folder of its own, so that several processes can save to the same path.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
         partial = Path(folder) / path.name

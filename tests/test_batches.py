@@ -6,9 +6,9 @@ import sys
 import pytest
 from test_generate import FRANCE, GOLDEN, Terminal, run, scripted  # noqa: F401 (fixtures)
 
-from nanomodels.cli import batch, generate
+import nanomodels
+from nanomodels.cli import batch, generate, terminal
 from nanomodels.cli.progress import Progress
-from nanomodels.generation import conversation
 
 TOO_LONG = "long " * 3000
 
@@ -28,19 +28,13 @@ def answers(out):
 @pytest.fixture
 def prompts(monkeypatch):
     """The messages of each prompt that a chat encodes, with the system message."""
-    seen, encode_chat = [], conversation.Chat.encode
+    seen, encode_chat = [], nanomodels.Tokenizer.encode_chat
 
-    def encode(self, turns, **variables):
-        encoded = self.tokenizer.encode_chat
-        self.tokenizer.encode_chat = lambda messages, **kw: (
-            seen.append(messages) or encoded(messages, **kw)
-        )
-        try:
-            return encode_chat(self, turns, **variables)
-        finally:
-            del self.tokenizer.encode_chat
+    def encode(self, messages, **variables):
+        seen.append(messages)
+        return encode_chat(self, messages, **variables)
 
-    monkeypatch.setattr(conversation.Chat, "encode", encode)
+    monkeypatch.setattr(nanomodels.Tokenizer, "encode_chat", encode)
     return seen
 
 
@@ -196,7 +190,7 @@ def test_a_row_that_is_too_long_gets_no_text_and_the_rest_runs(run, tmp_path, mo
     assert found[2] == {
         "prompt": TOO_LONG, "sample": 0, "reasoning": None, "text": "",
         "finish_reason": "too_long", "prompt_tokens": found[2]["prompt_tokens"], "new_tokens": 0,
-        "seed": None,
+        "seed": None, "parts": None,
     }  # fmt: skip
     assert found[2]["prompt_tokens"] > 512
     assert err.splitlines()[-1].startswith("total   10 of 10 texts, 6 too long, ")
@@ -272,7 +266,7 @@ def test_a_text_alone_that_is_interrupted_is_no_line_of_json(scripted, monkeypat
     def interrupt(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate.Meter, "step", interrupt)
+    monkeypatch.setattr(terminal.Meter, "step", interrupt)
     assert scripted("nemotron-3", ["Yes."], "Hi", "--json")[:2] == (130, "")
 
 

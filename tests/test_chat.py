@@ -1,22 +1,29 @@
 """The chat on a terminal: what reaches the model, what each command does, what is shown."""
 
 import io
+import json
 import re
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scripted import Scripted
 from small_tokenizers import family_131072
+from typist import Typist
 
 import nanomodels
+from nanomodels.cli import batch, rows
 from nanomodels.cli import chat as cli_chat
 from nanomodels.cli.chat import converse
 from nanomodels.cli.commands import COMMANDS
+from nanomodels.cli.line_input import import_readline, is_gnu
 from nanomodels.cli.terminal import Screen, dim
+from nanomodels.generation.settings import GenerationSettings
 
+MARKED = is_gnu(import_readline())  # pastes
 WEIGHTS = Path(__file__).parent.parent / "weights"
 FRANCE = "What is the capital of France?"
 PARIS = "The capital of France is Paris."
@@ -278,16 +285,16 @@ def test_ctrl_c_while_the_prompt_is_read_takes_the_message_back(talk, monkeypatc
     stop_at(chat, monkeypatch, 1)
     out, err, _ = talk(chat, "What is 12 + 30?", FRANCE)
     assert out == f"{PARIS}\n"
-    assert err[0] == "(stopped; the message is taken back)"
+    assert err[0] == "(stopped; the chat is as it was before)"
     assert [turn.messages[0]["content"] for turn in chat.turns] == ["Hello!", FRANCE]
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said_and_the_chat_goes_on(talk, monkeypatch):
-    chat = tiny()
+    chat = tiny(stop=[" of France was"])  # so that some is held back when Ctrl-C is pressed
     stop_at(chat, monkeypatch, 5)
     out, err, _ = talk(chat, FRANCE, "Hello!")
     said, _ = out.splitlines()
-    assert PARIS.startswith(said) and 0 < len(said) < len(PARIS)
+    assert said == "The capital of Fran"
     assert chat.messages[1]["content"] == said, "all that was said was shown"
     assert len(chat.turns) == 2
     assert len(err) == 2, "figures"
@@ -378,6 +385,19 @@ def test_a_model_cannot_control_the_terminal_and_a_pipe_gets_its_text(monkeypatc
         assert err.getvalue() == f"<think>\n{EVIL}\n</think>\n"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_json_cannot_control_the_terminal_either_and_stays_the_same(monkeypatch, terminal):
+    monkeypatch.setattr(sys, "stdout", Stream(terminal))
+    said = Said(EVIL)
+    said.tokens = [1]
+    encoder = SimpleNamespace(tokenizer=None)
+    batch.write_json(rows.Row([rows.user("é\x9b")]), 1, 0, said, GenerationSettings(), encoder)
+    line = sys.stdout.getvalue()
+    assert ("\x9b" in line) != terminal
+    assert "é" in line
+    assert json.loads(line)["text"] == EVIL
+
+
 def test_answers_and_notes_are_broken_between_words_on_a_terminal(monkeypatch, talk, scripted):
     long = " ".join(["words"] * 40)
     for terminal, lines in ((True, 4), (False, 1)):
@@ -412,3 +432,29 @@ def test_reasoning_and_figures_are_faint_on_a_terminal_with_colours(
     out, err, _ = talk(chat, "Question?", terminal=terminal)
     assert out == "Yes.\n"
     assert ["\033[2m" in line for line in err] == [faint] * len(err)
+
+
+SLOW = """
+import sys, time, generate
+from nanomodels.cli import terminal
+write = terminal.write
+terminal.write = lambda text: (write(text), time.sleep(0.05))
+sys.exit(generate.main(sys.argv[1:]))
+"""
+
+
+def test_a_chat_on_a_real_terminal(tmp_path):
+    """A paste while the model is loaded, Ctrl-C in an answer, and Ctrl-D; then the history."""
+    pasted = "What is 2 + 2?\r\rtouch PWNED\rNow"
+    with Typist(SLOW, "--raw", "--max-new-tokens", 500, XDG_STATE_HOME=str(tmp_path)) as typist:
+        typist.until("\033[?2004h" if MARKED else "load")
+        typist.type(f"\033[200~{pasted}\033[201~\r" if MARKED else f"{pasted}\r")
+        typist.until("/help")
+        typist.until("Now\r\n")
+        typist.until(" ")  # a word of the answer
+        typist.press_ctrl_c("of 512 of the context")
+        typist.until("> ")
+        typist.type("\x04touch PWNED\r")
+        assert typist.left_for_the_shell() == (b"", True)
+    history = tmp_path / "nanomodels" / "history"
+    assert history.read_text() == '"What is 2 + 2?\\n\\ntouch PWNED\\nNow"\n'

@@ -146,6 +146,8 @@ def test_a_folder_of_the_cache_stands_for_its_snapshot(home, refused):
     (home / "models--acme--tiny" / "refs" / "main").write_text("ab12\n")
     assert find(home / "models--acme--tiny") == other
     assert finding.origin(other) == ("acme/tiny", "ab12")
+    (home / "run" / "snapshots").mkdir(parents=True)
+    assert find(home / "run") == home / "run", "of another program"
 
 
 @pytest.mark.parametrize(
@@ -206,14 +208,16 @@ def test_the_revision_that_was_downloaded_is_noted(hub, home, monkeypatch, capsy
     assert find("tiny-int4") == Path("weights/tiny-int4")
 
 
-def test_a_tokenizer_comes_without_weights(hub):
+def test_a_tokenizer_comes_without_weights(hub, capsys):
     nanomodels.Tokenizer.load("acme/tiny")
     assert set(hub.downloads()) == TINY.keys() - {"model.safetensors"}
     hub.asked.clear()
     assert nanomodels.Tokenizer.load("acme/tiny").vocab_size == 1536
     assert not hub.asked
+    assert capsys.readouterr().err.startswith("downloading acme/tiny: 4 files, 0.00 GB, to ")
     find("acme/tiny")
     assert hub.downloads() == ["model.safetensors"]
+    assert capsys.readouterr().err.startswith("downloading acme/tiny: 1 file, 0.01 GB, to ")
 
 
 BIN, SHARDS = "pytorch_model.bin", ["model-1.safetensors", "model-2.safetensors"]
@@ -265,6 +269,10 @@ def test_a_download_that_ended_early_goes_on_where_it_was(hub, monkeypatch, refu
         "it with: HF_HUB_OFFLINE=0 hf download acme/tiny",
     )
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    odd = json.dumps({"weight_map": {"a": ["x"], "b": 1}}).encode()
+    folder = cached(cache, "acme/odd", files=TINY | in_shards(TINY) | {INDEX: odd})
+    (folder / "model.safetensors").unlink()
+    assert find("acme/odd") == folder, "the loader says what is wrong with it"
     hub.files[SHARDS[1]] = lost
     folder = find("acme/tiny")
     assert hub.downloads() == [SHARDS[1]]
@@ -310,7 +318,7 @@ def test_a_gated_model_says_where_its_terms_are(hub, status, refused):
 
 
 def test_a_name_that_the_hub_does_not_know(hub, refused):
-    words = f"{hub.url} has no such model, or it is private; then: hf auth login"
+    words = f"{hub.url} has no such model, or it is private (hf auth login)"
     refused("acme/tniy", f"acme/tniy is not on this machine, and {words}")
 
 

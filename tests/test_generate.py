@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import subprocess
@@ -12,19 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import FAMILIES
+from scripted import BEGINNINGS, Scripted
 from small_tokenizers import family_131072
 from test_calculator import CALLS, FILLER, FORCED, TOKENIZER, Actor, ids_of
 
 import nanomodels
-from nanomodels.cache import KV, Cache
-from nanomodels.cli import chat as cli_chat
 from nanomodels.cli import command, generate, rows, start, terminal
-from nanomodels.generation import conversation
+from nanomodels.generation.prompts import ChatEncoder, TextEncoder, question
 from nanomodels.generation.settings import GenerationSettings
 
 ROOT = Path(__file__).parent.parent
@@ -133,14 +128,20 @@ def test_text_ends_before_a_stop_string(run):
         assert run(FRANCE, "--quiet", *args) == (0, out[:cut] + "\n", "")
 
 
-def test_a_system_message_reaches_the_model(run, monkeypatch):
-    seen = []
-    original = conversation.Chat.encode
-    spy = lambda *a: seen.append(original(*a)) or seen[-1]  # noqa: E731
-    monkeypatch.setattr(conversation.Chat, "encode", spy)
+def test_a_system_message_reaches_the_model(run, monkeypatch, tmp_path):
+    """In the same place: a document."""
+    seen, encode = [], ChatEncoder.encode
+    monkeypatch.setattr(ChatEncoder, "encode", lambda *a: seen.append(encode(*a)) or seen[-1])
+    path = tmp_path / "document"
+    path.write_text("I am Bo.")
     run("Hi", "--system", "Be brief.")
     run("Be brief.\n\nHi")
-    assert seen[0].ids == seen[1].ids
+    run("Hi", "--system", "Be brief.", "--document", path)
+    run("Be brief.\n\nI am Bo.\n\nHi")
+    run("Hi", "--document", path)
+    run("I am Bo.\n\nHi")
+    ids = [prompt.ids for prompt in seen]
+    assert ids[0] == ids[1] != ids[2] == ids[3] != ids[4] == ids[5]
     assert run("Hi", "--raw", "--system", "x")[0] == 2
 
 
@@ -150,8 +151,8 @@ def test_raw_text_begins_with_one_bos(run, monkeypatch):
     for folder in (ROOT / "weights" / "nanochat-tiny", GOLDEN):
         tokenizer = Tokenizer.load(folder)
         bos = tokenizer.special_ids["<|bos|>"]
-        for chat in (conversation.Chat(tokenizer), None):
-            ids = conversation.encode(tokenizer, "Hello world", chat).ids
+        for encoder in (ChatEncoder(tokenizer), TextEncoder(tokenizer)):
+            ids = encoder.encode([question("Hello world")]).ids
             assert ids[0] == bos
             assert ids.count(bos) == 1
 
@@ -167,9 +168,8 @@ def test_a_chat_and_raw_text_have_the_one_bos_that_the_checkpoint_adds(tmp_path)
         if template:
             (tmp_path / "chat_template.jinja").write_text(template)
         tokenizer = nanomodels.Tokenizer.load(tmp_path)
-        chat = conversation.Chat(tokenizer)
-        assert conversation.encode(tokenizer, "Hello", chat).ids.count(1) == bos
-        raw = conversation.encode(tokenizer, "Hello", None).ids
+        assert ChatEncoder(tokenizer).encode([question("Hello")]).ids.count(1) == bos
+        raw = TextEncoder(tokenizer).encode([question("Hello")]).ids
         assert raw.count(1) == (family == "nemotron-h") == (raw[0] == 1)
 
 
@@ -565,90 +565,7 @@ def test_ctrl_c_ends_with_what_was_said_so_far():
     assert "new" in numbers
 
 
-def test_a_chat_on_a_terminal_remembers_and_ends_with_ctrl_d():
-    """Two turns. The second feeds only the new tokens."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "generate.py"], cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.PIPE
-    )
-    os.close(slave)
-
-    def read_until(text):
-        seen, deadline = "", time.monotonic() + 60
-        while text not in seen and time.monotonic() < deadline:
-            if select.select([master], [], [], 1)[0]:
-                seen += os.read(master, 4096).decode()
-        return seen
-
-    read_until("> ")
-    os.write(master, FRANCE.encode() + b"\n")
-    assert "Paris" in read_until("> ").split("?", 1)[1]
-    os.write(master, b"Thank you!\n")
-    read_until("> ")
-    os.write(master, b"\x04")
-    err = process.communicate(timeout=60)[1].decode()
-    os.close(master)
-    assert process.returncode == 0
-    prompts = [line for line in err.splitlines() if line.startswith("prompt")]
-    assert len(prompts) == 2
-    assert "Traceback" not in err
-    fed = [int(line.split()[1]) for line in prompts]
-    assert fed[1] <= fed[0] + 4, "the second turn feeds the answer's end and the new message"
-
-
 # --- reasoning, tools, and chats that go on ---
-
-# What a template ends a prompt with, in tests/data/templates.
-BEGINNINGS = [
-    *("<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think></think>"),
-    *("<SPECIAL_11>Assistant\n<think>\n\n", "<SPECIAL_11>Assistant\n<think></think>"),
-]
-
-
-class Scripted(torch.nn.Module):
-    """A model that answers each new prompt with the next of `replies`, then its stop id."""
-
-    def __init__(self, tokenizer, replies, context_length):
-        super().__init__()
-        self.embed, self.lm_head = torch.nn.Embedding(1, 1), torch.nn.Linear(1, 1)
-        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
-        self.context_length, self.stop_ids = context_length, (tokenizer.eos_id,)
-        self.skipped = {}
-        self.beginnings = [
-            tokenizer.encode(text, add_bos=False, special=special)
-            for text in BEGINNINGS
-            for special in (True, False)
-        ]
-        self.replies = [tokenizer.encode(r, add_bos=False, special=True) for r in replies]
-        self.replies = iter([[*reply, tokenizer.eos_id] for reply in self.replies])
-        self.known = {}  # prompt: its reply
-        self.fed = 0  # tokens
-
-    def new_cache(self, batch, max_length):
-        ids = KV(*torch.zeros(2, batch, 1, max_length, 1))
-        return Cache([ids], batch, max_length, "cpu")
-
-    def forward(self, ids, *, cache, attention_mask=None, logits_to_keep=0):
-        call = cache.begin(*ids.shape, attention_mask)
-        values = ids[:, None, :, None].float()
-        seen, _ = cache.entries[0].extend(values, values, call.first_slot)
-        cache.commit(call)
-        self.fed += int((call.positions >= 0).sum())
-        logits = torch.zeros(len(ids), 1, self.config.vocab_size)
-        for row, all_ids, positions in zip(logits, seen, cache.positions, strict=True):
-            real = positions[: cache.length] >= 0
-            row[0, self.next(all_ids[0, real, 0].int().tolist())] = 1
-        return logits
-
-    def next(self, ids):
-        where = [(n, b) for b in self.beginnings for n in range(len(ids)) if ids[n:][: len(b)] == b]
-        end = max((n + len(b) for n, b in where), default=0)
-        prompt, said = ids[:end], ids[end:]
-        if not prompt or self.stop_ids[0] in said:
-            return 0  # within a prompt
-        if tuple(prompt) not in self.known:
-            self.known[tuple(prompt)] = next(self.replies)
-        return self.known[tuple(prompt)][len(said)]
 
 
 @pytest.fixture
@@ -851,137 +768,98 @@ def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words
     assert words in err
 
 
-def talk(scripted, monkeypatch, family, lines, replies, *args, **settings):
-    """The messages of a chat's last prompt, tokens fed and prompt for each turn; and stderr."""
-    encode, prompts = conversation.Chat.encode, []
-
-    def spy(self, turns, **variables):
-        if not variables:
-            prompts.append((list(turns), encode(self, turns)))
-        return encode(self, turns, **variables)
-
-    monkeypatch.setattr(conversation.Chat, "encode", spy)
-    _, out, err, model = scripted(
-        family, replies, *args, stdin="\n".join(lines) + "\n", terminal=True, **settings
-    )
-    fed = [int(line.split()[1]) for line in err.splitlines() if line.startswith("prompt")]
-    return prompts, fed, out, err, model
-
-
-def test_a_chat_remembers_the_reasoning_apart_from_the_answer(scripted, monkeypatch):
-    replies = ["One.\n</think>\n1", "Two.\n</think>\n2"]
-    prompts, _, out, err, _ = talk(scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], replies)
-    assert out == "1\n2\n\n"
-    assert "<think>\nOne.\n</think>" in err
-    assert prompts[1][0] == [
-        {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "1", "reasoning_content": "One."},
-        {"role": "user", "content": "Two?"},
+def test_a_chat_says_how_much_it_reuses_and_once_when_it_forgets(scripted):
+    """The context has room for two or three of these turns."""
+    lines, replies = [f"Question {n}?" for n in range(6)], [f"Answer {n}." for n in range(6)]
+    _, out, err, _ = scripted(
+        "nemotron-3", replies, "--no-think", "--max-new-tokens", "20",
+        stdin="\n".join(lines) + "\n", terminal=True, context_length=150,
+    )  # fmt: skip
+    assert out.splitlines() == replies
+    told = [
+        "forgotten" in line
+        for line in err.splitlines()
+        if "forgotten" in line or " of the context" in line
     ]
+    assert 1 <= sum(told) <= 2
+    figures = [line for line in err.splitlines() if " of the context" in line]
+    assert ["reused" in line for line in figures] == [False] + [True] * 5
 
 
-def test_a_chat_goes_back_to_the_last_message_where_the_template_drops_the_reasoning(
-    scripted, monkeypatch
-):
-    replies = [f"{'I think. ' * 20}</think>{n}" for n in range(3)]
-    lines = ["First?", "Second?", "Third?"]
-    prompts, fed, out, _, model = talk(
-        scripted, monkeypatch, "nemotron-3", lines, replies, "--system", "Be kind. " * 20
-    )
-    assert out == "0\n1\n2\n\n"
-    ids = [prompt.ids for _, prompt in prompts]
-    chat = [model.tokenizer.decode(i).removesuffix(BEGINNINGS[0]) for i in ids]
-    messages = [len(model.tokenizer.encode(text, add_bos=False, special=True)) for text in chat]
-    assert fed == [len(ids[0]), len(ids[1]) - messages[0], len(ids[2]) - messages[1]]
-    assert [list(known) for known in model.known] == ids, "what the model saw is the prompt"
+@pytest.fixture
+def notes(tmp_path):
+    """Options for a document about five numbers."""
+    path = tmp_path / "notes"
+    places = ("mill", "sea", "hill", "farm", "mine")
+    path.write_text("".join(f"The number of the {p} is 77{n}.\n" for n, p in enumerate(places)))
+    model = ROOT / "weights" / "nemotron-h-tiny"
+    return "--model", model, "--dtype", "float32", "--no-think", "--document", path
 
 
-def test_a_chat_without_reasoning_feeds_only_what_is_new(scripted, monkeypatch):
-    """With a cache that has to grow."""
-    replies = [f"Yes, that is {n}." for n in range(5)]
-    prompts, fed, _, _, model = talk(
-        scripted, monkeypatch, "nemotron-3", [f"{n}?" for n in range(5)], replies,
-        *("--no-think", "--max-new-tokens", "20"),
-    )  # fmt: skip
-    ids = [prompt.ids for _, prompt in prompts]
-    held = [i + model.tokenizer.encode(reply) for i, reply in zip(ids, replies, strict=True)]
-    for before, after in zip(held, ids[1:], strict=False):
-        assert after[: len(before)] == before
-    assert fed == [len(ids[0]), *(len(i) - len(h) for i, h in zip(ids[1:], held, strict=False))]
+def test_a_document_is_read_once_and_asked_about_many_times(run, notes, tmp_path):
+    """--load-state has the document and the messages; the figures say what is read."""
+    model, state, questions = notes[:4], tmp_path / "state", ["The sea?", "The hill?", "The mine?"]
+    status, out, err = run(*notes, "--save-state", state)
+    assert (status, out) == (0, "")
+    assert int(err.splitlines()[-1].removeprefix("saved").split()[0]) > 70
+    for text in questions[:2]:
+        alone = run(*notes, text)
+        status, out, err = run(*model, "--no-think", "--load-state", state, text)
+        assert (status, out) == alone[:2]
+        prompts = [words.split() for words in (alone[2], err)]
+        read, whole = (int(words[words.index("prompt") + 1]) for words in prompts[::-1])
+        assert f", {whole - read} reused, " in err and read < 40 < whole
+    run(*model, "--load-state", state, "--no-think", questions[0], "--save-state", tmp_path / "two")
+    chat = nanomodels.Chat(notes[1], dtype=torch.float32)
+    chat.load(tmp_path / "two")
+    assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
+    assert chat.messages[1]["content"] == questions[0]
+    args = (*model, "--load-state", tmp_path / "two", questions[2])
+    answer = json.loads(run(*args, "--json", "--quiet")[1])
+    assert answer["text"] == chat.ask(questions[2]).text
+    assert answer["prompt_tokens"] == chat.reply.prompt_tokens
+    _, out, err = run(*model, "--load-state", tmp_path / "two", stdin="The sea?\n", terminal=True)
+    assert " reused, " in err and len(out) > 4
 
 
-def test_a_chat_works_with_a_template_that_does_not_know_the_generation_prompt(
-    scripted, monkeypatch
-):
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + BEGINNINGS[1]
-    prompts, fed, out, _, _ = talk(
-        scripted, monkeypatch, "nemotron-3", ["One?", "Two?"], ["1", "2"], template=template
-    )
-    assert out == "1\n2\n\n"
-    assert fed == [len(prompt.ids) for _, prompt in prompts], "no place to go back to"
+def test_raw_text_is_read_once_and_continued_many_times(run, tmp_path):
+    (tmp_path / "story").write_text("Once upon a time, a")
+    state, args = tmp_path / "state", ("--model", ROOT / "weights" / "nemotron-tiny", "--quiet")
+    args += ("--temperature", "0", "--max-new-tokens", "5")
+    for document in (["--document", tmp_path / "story"], ["Once upon a time, a"]):
+        last = ["--max-new-tokens", "0"] if len(document) == 1 else []
+        assert run(*args, *document, *last, "--save-state", state)[0] == 0
+        expected = run(*args, "Once upon a time, a little")[1]
+        assert run(*args, "--load-state", state, " little") == (0, expected, "")
+    status, _, err = run(*args, "--no-think", "--load-state", state, " little")
+    assert (status, err.count("\n")) == (2, 1)
+    status, _, err = run("--load-state", state, "Hi", "--quiet")
+    assert status == 2 and f"{state}: was saved with another model: Nemotron, here NanoChat" in err
 
 
-def test_a_chat_whose_context_is_full_forgets_the_oldest_turn_and_begins_anew(
-    scripted, monkeypatch
-):
-    lines = [f"Question {n}?" for n in range(6)]
-    prompts, _, out, err, model = talk(
-        scripted, monkeypatch, "nemotron-3", lines, [f"Answer {n}." for n in range(6)],
-        *("--no-think", "--max-new-tokens", "20"), context_length=150,
-    )  # fmt: skip
-    assert out.splitlines()[:6] == [f"Answer {n}." for n in range(6)]
-    assert "(the context is full: the oldest turn is forgotten)" in err
-    last = model.tokenizer.decode(prompts[-1][1].ids)
-    assert "Question 0" not in last
-    assert "Question 5" in last
-    assert [list(known) for known in model.known][-1] == prompts[-1][1].ids
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("args", [["--think"], ["--no-think", "--draft-lookup", "6"]])
-def test_a_chat_says_what_the_whole_prompt_alone_would_give(
-    run, monkeypatch, tmp_path, family, args
-):
-    """With random weights, for each family, and a cache that has to grow."""
-    family_131072(tmp_path, "nemotron-3")
-    size = nanomodels.Tokenizer.load(tmp_path).vocab_size
-    theirs = FAMILIES[family](0)
-    theirs.resize_token_embeddings(size)
-    theirs.config.max_position_embeddings = 2048
-    with torch.no_grad():
-        for weight in (theirs.get_input_embeddings().weight, theirs.lm_head.weight):
-            weight.normal_(generator=torch.Generator().manual_seed(1))
-    theirs.save_pretrained(tmp_path)
-    model = nanomodels.load(tmp_path)
-    produce, encode, said, prompts = cli_chat.produce, conversation.Chat.encode, [], []
-
-    def spy_produce(rows, *rest):
-        interrupted = produce(rows, *rest)
-        said.append(rows[0].tokens)
-        return interrupted
-
-    def spy_encode(self, turns, **variables):
-        prompt = encode(self, turns, **variables)
-        if not variables:
-            prompts.append(prompt.ids)
-        return prompt
-
-    monkeypatch.setattr(cli_chat, "produce", spy_produce)
-    monkeypatch.setattr(conversation.Chat, "encode", spy_encode)
-    lines = ["One?", "Two and two?", "Three?", "Four and more?"]
-    args += ["--max-new-tokens", "9", "--temperature", "3", "--seed", "5"]
-    status, _, err = run("--model", tmp_path, *args, stdin="\n".join(lines) + "\n", terminal=True)
-    assert status == 0
-    assert len(said) == 4
-    stop = (*model.stop_ids, 11)
-    for ids, tokens in zip(prompts, said, strict=True):
-        alone = nanomodels.generate(
-            model, ids, max_new_tokens=9, stop_ids=stop, vocab_size=size, temperature=3, seed=5
-        )
-        assert list(alone) == tokens
-    fed = [int(line.split()[1]) for line in err.splitlines() if line.startswith("prompt")]
-    assert fed[0] == len(prompts[0])
-    assert all(some < len(ids) for some, ids in zip(fed[1:], prompts[1:], strict=True))
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--load-state", "nothing", "Hi"], "nothing: no such file"),
+        (["--document", "nothing", "Hi"], "nothing: no such file"),
+        (["--load-state", "state", "--system", "x", "Hi"], "has its own --system and --document"),
+        (["--load-state", "state", "--num-samples", "2", "Hi"], "with one prompt and one sample"),
+        (["--save-state", "state", "--prompt-file", "two"], "with one prompt and one sample"),
+        (["--save-state", ".", "Hi"], "is not a file; give the name of a file"),
+        (["--save-state", "nothing/state", "Hi"], "nothing: no such folder"),
+        (["--save-state", "state", ""], "the prompt is empty"),
+    ],
+)
+def test_states_that_cannot_be_get_one_clear_line(run, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two").write_text("One?\nTwo?\n")
+    assert run("--save-state", "state", "--quiet") == (0, "", "")
+    before = (tmp_path / "state").read_bytes()
+    status, _, err = run(*args, "--quiet")
+    assert (status, err.count("\n")) == (2, 1)
+    assert words in err
+    assert (tmp_path / "state").read_bytes() == before
+    assert {*os.listdir(tmp_path)} == {"state", "two"}
 
 
 def test_drafts_change_no_text_and_are_counted(run):

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import nanomodels
+from nanomodels import nanochat
 from nanomodels.checkpoint import loading
 from nanomodels.linears import memory
+from nanomodels.text.files import read_json
 
 ROOT = Path(__file__).parent.parent
 linux = pytest.mark.skipif(
@@ -168,6 +172,33 @@ def test_what_is_needed_is_what_is_then_held():
         held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
         needed = loading.memory_needed(source, matches, dtype, scheme)
         assert held < needed <= held + 4 * max(p.numel() for p in model.parameters())
+
+
+CONFIGS = ROOT / "tests" / "data" / "configs"
+TABLE = (ROOT / "nanomodels" / "checkpoint" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    re.findall(r"^\| \[[\w-]+/([^]]+)\].* \| ([\d.]+ \| [\d.]+) \|$", TABLE, re.MULTILINE),
+)
+def test_the_table_of_real_models_says_what_loading_needs(name, sizes):
+    if depth := re.fullmatch(r"nanochat-d(\d+)", name):
+        depth = int(depth[1])
+        heads = depth // 2  # of 128, in a width of 64 times the depth
+        keys = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+        sizes_of = dict(zip(keys, (2048, 65536, depth, heads, heads, 64 * depth), strict=True))
+        config = nanochat.config_from_nanochat(sizes_of)
+    else:
+        path = CONFIGS / f"{name}.json"
+        config = read_json(path if path.exists() else path.with_suffix(".partial.json"))
+    _, model_class, config = loading.read_config(CONFIGS, config)
+    model = loading.build(model_class, config)
+    named = {name: [(name, weight.bfloat16())] for name, weight in model.named_parameters()}
+    source, matches = SimpleNamespace(model=model, scheme=None), loading.match_tensors(model, named)
+    schemes = (None, "int4")
+    needed = [loading.memory_needed(source, matches, torch.bfloat16, s) / 1e9 for s in schemes]
+    assert sizes == " | ".join(f"{size:.1f}" for size in needed)
 
 
 def test_the_memory_that_is_available_is_read():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_sentencepiece import nemotron_mini
 from small_tokenizers import CALM, family_131072
 
-from nanomodels.generation.conversation import Chat
+from nanomodels.generation.prompts import ChatEncoder, Turn
 from nanomodels.text.sentencepiece import SentencePiece
 from nanomodels.text.tokenizer import Tokenizer
 
@@ -127,10 +127,11 @@ def test_nanochat_encodes_each_content_as_nanochats_own_code_does():
     assert not tokenizer._special & set(plain)
     chat = [{"role": "user", "content": text}]
     assert tokenizer.encode_chat(chat) == [391, 392, *plain, 393, 394]
-    assert Chat(tokenizer).encode(chat).ids == [391, 392, *plain, 393, 394]
+    assert ChatEncoder(tokenizer).encode([Turn(chat)]).ids == [391, 392, *plain, 393, 394]
     trusted = tokenizer.encode_chat(chat, trust_text=True)
     assert trusted == tokenizer.encode(tokenizer.render_chat(chat), add_bos=False, special=True)
-    assert trusted.count(393) == 2 and trusted == Chat(tokenizer, trust_text=True).encode(chat).ids
+    assert trusted.count(393) == 2
+    assert trusted == ChatEncoder(tokenizer, trust_text=True).encode([Turn(chat)]).ids
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 import struct
 from functools import cache
@@ -401,6 +402,13 @@ def test_a_model_file_without_a_byte_is_refused(tmp_path):
     content = model_file([]).replace(b"<0x41>", b"<0xZZ>")
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=r'without the pieces is \["<0x41>"\]'):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_model_file_that_is_too_large_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").touch()
+    os.truncate(tmp_path / "tokenizer.model", 200_000_000)
+    with pytest.raises(ValueError, match="tokenizer.model: has 200000000 bytes; at most 16000000"):
         Tokenizer.load(tmp_path)
 
 

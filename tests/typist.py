@@ -76,7 +76,7 @@ class Typist:
         """Wait for the end of the program: what it has not read, and whether the modes are back."""
         assert self.process.wait(timeout=60) == 0
         modes = termios.tcgetattr(self.slave)
-        tty.setraw(self.slave)
+        tty.setraw(self.slave, termios.TCSANOW)
         os.set_blocking(self.slave, False)
         try:
             rest = os.read(self.slave, 65536)

@@ -2,7 +2,7 @@
 
 That package is no requirement: without it, an error says the command to type. The weights come
 last, file by file, and only if config.json can be loaded. After Ctrl-C or an error the next run
-goes on with the file where this one ended.
+goes on with the first file that is not whole.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def download(name, revision, weights, why):
     api = hub_api(name, revision, why)
     with explained(api, name, revision, why):
         info = api.model_info(name, revision=revision, files_metadata=True)
-    files = {file.rfilename: file for file in info.siblings}
+    files = {file.rfilename: file for file in info.siblings or ()}
     finding.refuse_gguf(name, [*files])
     small, shards = finding.needed([*files])
     if not shards:
@@ -73,7 +73,8 @@ def announce(name, folder, files):
             f"{name}: downloading needs {total:.2f} GB; the disk of {folder} has {free:.2f} GB free"
         )
     if sizes:
-        say(f"downloading {name}: {len(sizes)} files, {total:.2f} GB, to {folder}")
+        count = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        say(f"downloading {name}: {count}, {total:.2f} GB, to {folder}")
 
 
 def check_config(folder):
@@ -98,7 +99,7 @@ def explained(api, name, revision, why):
     except errors.RevisionNotFoundError:
         what = f"{name} has no revision {revision!r} at {endpoint}"
     except errors.RepositoryNotFoundError:
-        what = f"{why}, and {endpoint} has no such model, or it is private; then: hf auth login"
+        what = f"{why}, and {endpoint} has no such model, or it is private (hf auth login)"
     except Exception as error:  # those of the HTTP package, which is another in each version
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {one_line(cause)[:200]}"

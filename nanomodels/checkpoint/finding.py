@@ -44,7 +44,8 @@ def find(name, weights=True):
     """
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        folder = only_snapshot(path) if (path / "snapshots").is_dir() else path
+        is_cache = path.name.startswith("models--") and (path / "snapshots").is_dir()
+        folder = only_snapshot(path) if is_cache else path
         if weights:
             refuse_gguf(folder, [file.name for file in folder.iterdir()])
         return folder
@@ -151,8 +152,8 @@ def lacking(folder, weights):
         return None if has_tokenizer else "its tokenizer"
     for index in (file for file in small if file.endswith(".index.json")):
         weight_map = read_json(folder / index).get("weight_map")
-        named = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        if missing := sorted(named - {*files}):
+        named = weight_map.values() if isinstance(weight_map, dict) else ()
+        if missing := sorted({shard for shard in named if isinstance(shard, str)} - {*files}):
             return missing[0]
     return None if shards else "its weights"
 

@@ -62,8 +62,9 @@ def load(
     era: str | None = None,
     quantize: str | None = None,
 ) -> "Model":
-    """Load the model of a checkpoint folder, ready to run; a name is one that finding.py knows.
+    """Load the model of a checkpoint folder, ready to run.
 
+    folder: a path, or a name that finding.py knows; a model of the Hub may be downloaded.
     Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}. To
     train it, call model.requires_grad_() first; the files do not change.
 

@@ -1,5 +1,7 @@
 """A chat on the terminal."""
 
+from contextlib import nullcontext
+
 from nanomodels.cli.commands import is_command, run_command
 from nanomodels.cli.terminal import (
     Meter,
@@ -76,7 +78,7 @@ class Talk:
         """Write a reply as it comes, and a line of figures."""
         meter, _ = write_reply(reply, Screen(not self.quiet))
         if not reply.new_tokens and reply.finish_reason == "interrupted":
-            note("(stopped; the message is taken back)")
+            note("(stopped; the chat is as it was before)")
             return
         self.meter, self.reply = meter, reply
         completion = reply.completion
@@ -117,7 +119,7 @@ def write_reply(reply, screen):
     read = reply.prompt_tokens - reply.reused_tokens
     meter = Meter(reply.chat.model, read, reply.reused_tokens)
     try:
-        with reply.chat.progress:
+        with reply.chat.progress or nullcontext():
             for text in reply.steps():
                 if not reply.ended:
                     meter.step()

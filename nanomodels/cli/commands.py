@@ -14,7 +14,7 @@ KEYS = (
     "A message that begins with / needs a space before it. The arrow keys bring back",
     "earlier messages. Ctrl-C clears what is typed, or stops the answer.",
 )
-# What other programs call it.
+# Names in other programs, and ours.
 ELSEWHERE = {
     "bye": "exit", "quit": "exit", "q": "exit", "clear": "reset", "new": "reset",
     "regen": "retry", "regenerate": "retry", "h": "help", "?": "help",
@@ -75,7 +75,7 @@ def reset(talk, _):
 
 
 def undo(talk, _):
-    note(f"(taken back: {talk.chat.undo()[0]['content'][:60]})")
+    note(f"(taken back: {talk.chat.undo()[0]['content'].strip()[:60]})")
 
 
 def retry(talk, _):

@@ -149,6 +149,7 @@ def run(args):
     rows = read_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
+    from nanomodels.cache import check_target
     from nanomodels.cli.chat import converse
     from nanomodels.generation.calculator import calculator_for
     from nanomodels.linears.memory import keep_memory
@@ -166,6 +167,8 @@ def run(args):
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if (args.save_state or args.load_state) and texts > 1:
         raise ValueError("--save-state and --load-state go with one prompt and one sample")
+    if args.save_state is not None:
+        check_target(args.save_state)  # before the work
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     if rows is None and (args.json or args.num_samples != 1):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import sys
+import time
 
 try:
     import termios
@@ -20,6 +21,7 @@ from nanomodels.text.files import show
 
 QUOTES = '"""'  # around a block
 TOGETHER = 0.1  # seconds: the lines of a paste come sooner after each other
+LONGEST_PASTE = 5  # seconds
 MARKS_ON, MARKS_OFF = "\033[?2004h", "\033[?2004l"
 
 
@@ -52,10 +54,14 @@ class MessageReader:
         return self
 
     def __exit__(self, *_):
-        if self.terminal is not None:
+        if self.terminal is None:
+            return
+        try:
             self.drop_unread()
-        if self.marks:
-            send(MARKS_OFF)
+        finally:
+            self.set_modes(self.modes)
+            if self.marks:
+                send(MARKS_OFF)
 
     def read(self):
         """The next message, and whether it is a block, which is never a command.
@@ -112,11 +118,12 @@ class MessageReader:
     def drop_unread(self):
         """Throw away what was typed or pasted, and what still comes of a paste."""
         self.hide_keys()
-        for _ in range(100):  # a terminal that is gone always has something to read
-            termios.tcflush(self.terminal, termios.TCIFLUSH)
-            if not self.more_within(TOGETHER):
-                break
-        self.set_modes(self.modes)
+        deadline = time.monotonic() + LONGEST_PASTE
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            while time.monotonic() < deadline:
+                termios.tcflush(self.terminal, termios.TCIFLUSH)
+                if not self.more_within(TOGETHER):
+                    break
 
     def set_modes(self, modes):
         with contextlib.suppress(termios.error):  # the terminal is gone
@@ -154,5 +161,6 @@ def is_gnu(readline):
 
 def send(sequence):
     """Send a control sequence to the terminal."""
-    sys.stdout.write(sequence)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # the terminal is gone
+        sys.stdout.write(sequence)
+        sys.stdout.flush()

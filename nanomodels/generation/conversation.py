@@ -95,10 +95,11 @@ class Chat:
         """
         self.end()
         if isinstance(message, str):
-            turn = question(message)
-        else:
-            turn = Turn([dict(each) for each in message])
-        return self.start([*self.turns, turn], settings)
+            return self.start([*self.turns, question(message)], settings)
+        messages = [dict(each) for each in message]
+        if not messages or not all({"role", "content"} <= each.keys() for each in messages):
+            raise ValueError("a message must be a dict with a role and a content")
+        return self.start([*self.turns, Turn(messages)], settings)
 
     def start(self, turns, settings):
         """Set and return the Reply to the last of the turns."""
@@ -224,8 +225,10 @@ class Chat:
         load(self, path)
 
     def end(self):
-        """End an answer that is not complete."""
-        if self.reply is not None:
+        """End an answer that was left; let one that nobody has begun to read come to its end."""
+        if self.reply is not None and not self.reply.begun:
+            self.reply.whole()
+        elif self.reply is not None:
             self.reply.close()
 
 
@@ -236,8 +239,9 @@ class Reply:
     "interrupted") first run it to its end. Known before: prompt_tokens, reused_tokens (those that
     were not read again) and forgotten (turns). drafted and accepted count tokens of drafts.
 
-    An answer that is left early (close(), an exception, the next question) stays as far as it came,
-    as the answer of its turn. If it is left before its first token, the turn is taken back.
+    An answer that is left early (by close(), an exception, or another call of the chat) stays as
+    far as it came, as the answer of its turn. If that is before its first token, the turn is taken
+    back. An answer that nobody has begun to read is first run to its end by other calls.
     """
 
     def __init__(self, chat, turns, prompt, settings, forgotten):
@@ -258,14 +262,15 @@ class Reply:
         )
         places = []
         if chat.prefix.cache.has_ssm:
-            ends = chat.encoder.beginning, chat.encoder.message_ids(turns)
-            places = [shared(prompt.ids, ids) for ids in ends]
+            places = [chat.encoder.message_end(turns, prompt.ids)]
+            if self.reused_tokens == 0:
+                places.append(shared(prompt.ids, chat.encoder.beginning))
         self.rows = chat.prefix.answer(places, settings, chat.progress, self.count)
-        self.pieces, self.ended = self.run(), False
+        self.pieces, self.begun, self.ended = self.run(), False, False
 
     def run(self):
         """Yield the text that is now certain, after each token; often it is empty."""
-        rest = ""
+        self.begun, rest = True, ""
         try:
             for (token,) in self.rows:
                 yield self.completion.push(token)
@@ -301,7 +306,8 @@ class Reply:
     def close(self):
         """End the answer here, unless it has ended."""
         self.pieces.close()
-        self.settle()  # if it had not begun
+        self.begun = True
+        self.settle()  # pieces had not, if it had not begun
 
     def steps(self):
         """As iterating over the reply, but with a text, often empty, after each token.

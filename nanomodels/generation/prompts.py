@@ -43,14 +43,13 @@ class ChatEncoder:
     think: bool | None = None
     tools: list | None = None
     trust_text: bool = False
-    variables: dict = field(init=False)
+    variables: dict = field(init=False, default_factory=dict)  # of the template
     switch: str = field(init=False, default="")  # added to the last user message
 
     def __post_init__(self):
         template = self.tokenizer.chat_template
         if template is None:
             raise ValueError("the checkpoint has no chat template; it continues raw text")
-        self.variables = {"trust_text": self.trust_text}
         if self.tools is not None:
             if "tools" not in template:
                 raise ValueError("the chat template has no tools")
@@ -67,20 +66,31 @@ class ChatEncoder:
         """The messages before the first turn."""
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
-    def encode(self, turns, **variables):
-        """The Prompt of a chat; its last turn has no answer yet. variables: of the template."""
+    def messages(self, turns):
+        """The messages of the system and the turns, as the template gets them."""
         messages = self.opening + [dict(message) for turn in turns for message in turn.messages]
-        text = messages[-1]["content"]
         asked = next((m for m in reversed(messages) if m["role"] == "user"), None)
-        if asked is not None:
+        if asked is not None and self.switch:
             asked["content"] += self.switch
-        ids = self.tokenizer.encode_chat(messages, **self.variables | variables)
-        end = self.tokenizer.decode(ids[-32:])  # long enough for <think> in bytes, and space
-        return Prompt(text, ids, end.rstrip().endswith("<think>"))
+        return messages
 
-    def message_ids(self, turns):
-        """The ids of `encode` up to the end of the last message."""
-        return self.encode(turns, add_generation_prompt=False).ids
+    def encode(self, turns):
+        """The Prompt of a chat; its last turn has no answer yet."""
+        trust = {"trust_text": self.trust_text}
+        ids = self.tokenizer.encode_chat(self.messages(turns), **self.variables | trust)
+        end = self.tokenizer.decode(ids[-32:])  # long enough for <think> in bytes, and space
+        return Prompt(turns[-1].messages[-1]["content"], ids, end.rstrip().endswith("<think>"))
+
+    def message_end(self, turns, ids):
+        """How many of the ids of `encode` are before those that ask the model to answer.
+
+        Of some templates it is less. Only the end is encoded, because the text can be long.
+        """
+        messages, render = self.messages(turns), self.tokenizer.render_chat
+        whole = render(messages, **self.variables)
+        text = render(messages, add_generation_prompt=False, **self.variables)
+        end = whole[shared(whole, text) :]
+        return len(ids) - len(self.tokenizer.encode(end, add_bos=False, special=True))
 
     def begin(self, turns):
         """The ids that all prompts begin with that go on after these turns."""
@@ -108,9 +118,9 @@ class TextEncoder:
         ids = self.begin(turns)
         return Prompt(turns[-1].messages[0]["content"], ids, None)
 
-    def message_ids(self, turns):
-        """The ids of `encode`."""
-        return self.begin(turns)
+    def message_end(self, turns, ids):
+        """How many of the ids of `encode` there are: nothing asks the model to answer."""
+        return len(ids)
 
     def begin(self, turns):
         """The ids of the text up to here."""
@@ -129,6 +139,9 @@ class TextEncoder:
 
 
 def shared(ids, others):
-    """How many first ids are the same."""
+    """How many first ids, or characters, are the same."""
+    length = min(len(ids), len(others))
+    if ids[:length] == others[:length]:
+        return length
     pairs = zip(ids, others, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(others)))
+    return next(n for n, (a, b) in enumerate(pairs) if a != b)

@@ -43,12 +43,7 @@ def load(chat, path):
     try:
         notes = json.loads(saved.notes)
         found, crc32 = dict(notes["fingerprint"]), notes["crc32"]
-        kind, options = KINDS[notes["kind"]], notes["options"]
-        if {*options} != {*options_of(kind)}:
-            raise ValueError("its options are not those of a conversation")
-        turns = [Turn(**turn) for turn in notes["turns"]]
-        if not all(type(m["role"]) is type(m["content"]) is str for t in turns for m in t.messages):
-            raise ValueError("its messages are not texts")
+        kind, options, turns = read_conversation(notes)
     except READING_ERRORS as error:
         reason = str(error)[:200]
         raise ValueError(f"{path}: not a conversation that was saved whole ({reason!r})") from None
@@ -73,6 +68,24 @@ def load(chat, path):
 def options_of(kind):
     """The names of an encoder's fields that are saved."""
     return [field.name for field in fields(kind) if field.init and field.name != "tokenizer"]
+
+
+def read_conversation(notes):
+    """The kind, options and turns in a file's notes; one of READING_ERRORS if it has none."""
+    kind, options = KINDS[notes["kind"]], notes["options"]
+    turns = [Turn(**turn) for turn in notes["turns"]]
+    messages = [message for turn in turns for message in turn.messages]
+    if not (
+        [*options] == options_of(kind)
+        and isinstance(options["system"], str | None)
+        and isinstance(options.get("think"), bool | None)
+        and isinstance(options.get("tools"), list | None)
+        and all(type(number) is int for turn in turns for number in (turn.length, *turn.tokens))
+        and all(type(turn.messages) is list and turn.messages for turn in turns)
+        and all(type(each["role"]) is str and "content" in each for each in messages)
+    ):
+        raise ValueError("its turns or options are not those of a conversation")
+    return kind, options, turns
 
 
 def fingerprint(model, tokenizer):

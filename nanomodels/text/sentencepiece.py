@@ -24,7 +24,7 @@ from itertools import chain, pairwise
 
 from nanomodels.text.bpe import WHITESPACE, BytePairs, Vocabulary, live_merges
 from nanomodels.text.chat_template import read_templates
-from nanomodels.text.files import one_line, refusal
+from nanomodels.text.files import check_file, one_line, refusal
 from nanomodels.text.tokenizer_config import add_named, read_config, read_names
 
 BAR = "▁"  # U+2581 means a space in a piece; a ▁ in the text also becomes a space
@@ -302,6 +302,7 @@ def read_decoder(path, decoder):
 
 # --- SentencePiece's .model file; field numbers as in sentencepiece_model.proto ---
 
+LARGEST = 16_000_000  # bytes, which can be 8,000,000 fields: 3 s; 256,000 pieces have 5 MB
 MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE_PIECE = 1, 2, 3, 4, 6
 NAMES = {"bos_token": (46, b"<s>"), "eos_token": (47, b"</s>"), "pad_token": (48, b"<pad>")}
@@ -309,6 +310,7 @@ NAMES = {"bos_token": (46, b"<s>"), "eos_token": (47, b"</s>"), "pad_token": (48
 
 def read_model(folder, path):
     """Read a .model file and the files beside it; return what Tokenizer takes."""
+    check_file(path, LARGEST)
     parts = {1: [], 2: [], 3: [], 5: []}
     try:
         for number, value in fields(path.read_bytes()):
