@@ -737,22 +737,6 @@ def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words
     assert words in err
 
 
-def test_a_chat_says_how_much_it_reuses_and_once_when_it_forgets(scripted):
-    """The context has room for two or three of these turns."""
-    lines, replies = [f"Question {n}?" for n in range(6)], [f"Answer {n}." for n in range(6)]
-    _, out, err, _ = scripted(
-        "nemotron-3", replies, "--no-think", "--max-new-tokens", "20",
-        stdin="\n".join(lines) + "\n", terminal=True, context_length=150,
-    )  # fmt: skip
-    assert out.splitlines() == [*replies, ""]
-    told = [
-        "forgotten" in line for line in err.splitlines() if "forgotten" in line or "prompt" in line
-    ]
-    assert 1 <= sum(told) <= 2
-    prompts = [line for line in err.splitlines() if line.startswith("prompt")]
-    assert ["reused" in line for line in prompts] == [False] + [True] * 5
-
-
 def test_drafts_change_no_text_and_are_counted(run):
     notes = " ".join(
         f"The number of the {place} is {n}." for n, place in enumerate(("mill", "sea"))
