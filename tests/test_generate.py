@@ -768,24 +768,6 @@ def test_a_bad_tools_file_gets_one_clear_line(scripted, tmp_path, content, words
     assert words in err
 
 
-def test_a_chat_says_how_much_it_reuses_and_once_when_it_forgets(scripted):
-    """The context has room for two or three of these turns."""
-    lines, replies = [f"Question {n}?" for n in range(6)], [f"Answer {n}." for n in range(6)]
-    _, out, err, _ = scripted(
-        "nemotron-3", replies, "--no-think", "--max-new-tokens", "20",
-        stdin="\n".join(lines) + "\n", terminal=True, context_length=150,
-    )  # fmt: skip
-    assert out.splitlines() == replies
-    told = [
-        "forgotten" in line
-        for line in err.splitlines()
-        if "forgotten" in line or " of the context" in line
-    ]
-    assert 1 <= sum(told) <= 2
-    figures = [line for line in err.splitlines() if " of the context" in line]
-    assert ["reused" in line for line in figures] == [False] + [True] * 5
-
-
 @pytest.fixture
 def notes(tmp_path):
     """Options for a document about five numbers."""

@@ -19,6 +19,7 @@ SECONDS = 600  # for the tests of one mutant; a mutant may hang
 
 # file: its tests, where they have other names
 TESTS = {
+    "ids": ["inputs", "decoding"],
     "scoring": ["scoring"],
     "explaining": ["explaining"],
     "comparing": ["comparing"],
@@ -480,7 +481,11 @@ MUTANTS = {
     ),
     "reuse: keys of another size": ("reuse.py", 'in ("dynamic", "longrope")', "in ()"),
     "a fork with its parent's cache": ("conversation.py", "self.prefix.clone()", "self.prefix"),
-    "a fork with its parent's turns": ("conversation.py", "copy.deepcopy(self.turns)", "self.turns"),
+    "a fork with its parent's turns": (
+        "conversation.py",
+        "copy.deepcopy(self.turns)",
+        "self.turns",
+    ),
     "turns forgotten one by one": (
         "conversation.py",
         "most = min(context, (alone + room + context) // 2)",
@@ -566,8 +571,8 @@ MUTANTS = {
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
         "",
     ),
-    "a text taken for ids": ("settings.py", "isinstance(ids, (str, bytes))", "False"),
-    "a fraction taken for an id": ("settings.py", "operator.index(i) for i", "int(i) for i"),
+    "a text taken for ids": ("text/ids.py", "isinstance(ids, (str, bytes))", "False"),
+    "a fraction taken for an id": ("text/ids.py", "operator.index(i) for i", "int(i) for i"),
     "a negative count of logits": ("inputs.py", " or keep < 0", ""),
     "a fault with its whole trace": (
         "command.py",
@@ -766,11 +771,6 @@ MUTANTS = {
         "stream.py",
         "elif not OPEN.startswith(start):",
         'elif not "<".startswith(start):',
-    ),
-    "a conversation that counts what the cache does not hold": (
-        "reuse.py",
-        "shared(self.ids[: self.cache.length], ids[:-1])",
-        "shared(self.ids, ids[:-1])",
     ),
     "a conversation that never goes back": (
         "reuse.py",
