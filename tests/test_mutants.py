@@ -747,8 +747,12 @@ MUTANTS = {
         'named.append(read_json(path).get("eos_token_id"))',
         "pass",
     ),
-    "chat template: of any length": ("chat_template.py", "len(template) > LONGEST_TEMPLATE", "False"),
-    "chat template: companions of any size": ("checkpoint/convert.py", "if size > most:", "if False:"),
+    "chat template: of any length": (
+        "chat_template.py",
+        "if len(template) > LONGEST_TEMPLATE:",
+        "if False:",
+    ),
+    "convert: companions of any size": ("checkpoint/convert.py", "if size > most:", "if False:"),
     "chat template: letters written as escapes": (
         "chat_template.py",
         "def tojson(value, ensure_ascii=False",
