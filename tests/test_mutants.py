@@ -878,6 +878,12 @@ MUTANTS = {
         'named.append(read_json(path).get("eos_token_id"))',
         "pass",
     ),
+    "chat template: of any length": (
+        "chat_template.py",
+        "if len(template) > LONGEST_TEMPLATE:",
+        "if False:",
+    ),
+    "convert: companions of any size": ("checkpoint/convert.py", "if size > most:", "if False:"),
     "chat template: letters written as escapes": (
         "chat_template.py",
         "def tojson(value, ensure_ascii=False",
@@ -1090,33 +1096,56 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_fails(tmp_path, name):
-    file, old, new = MUTANTS[name]
-    for part in ("nanomodels", "tests", "generate.py", "convert_hf.py", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
-    (path,) = (tmp_path / "nanomodels").rglob(file)
-    code = path.read_text()
-    assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in {file}"
-    path.write_text(code.replace(old, new))
-    # The file's own tests first: there it fails the soonest.
-    own = [f"tests/test_{name}.py" for name in TESTS.get(path.stem, [path.stem])]
-    tests = [*(test for test in own if (ROOT / test).exists()), *NUMBERS]
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project."""
+    hidden = shutil.ignore_patterns(".*", "weights", "build", "*.egg-info")
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=hidden)
+    (tmp_path / "copy" / "weights").symlink_to(ROOT / "weights")
+    return tmp_path / "copy"
+
+
+def tests_of(stem):
+    """The test files for a mutant of a file; its own first: there it fails the soonest."""
+    own = [f"tests/test_{name}.py" for name in TESTS.get(stem, [stem])]
+    return [*(test for test in own if (ROOT / test).exists()), *NUMBERS]
+
+
+def run(folder, tests, seconds):
+    """Exit status and output of pytest."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=SECONDS)
+        said, _ = process.communicate(timeout=seconds)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
-    assert process.returncode == 1, said[-2000:]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_without_a_mutant_all_tests_pass(copy):
+    """Else a mutant could fail for another reason than its mistake."""
+    stems = {Path(file).stem for file, _, _ in MUTANTS.values()}
+    tests = sorted({test for stem in stems for test in tests_of(stem)})
+    status, said = run(copy, tests, 3 * SECONDS)
+    assert status == 0, said[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails(copy, name):
+    file, old, new = MUTANTS[name]
+    (path,) = (copy / "nanomodels").rglob(file)
+    code = path.read_text()
+    assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in {file}"
+    path.write_text(code.replace(old, new))
+    status, said = run(copy, tests_of(path.stem), SECONDS)
+    assert status == 1, said[-2000:]
     print(name, "->", next(x for x in said.splitlines() if x.startswith("FAILED")))
