@@ -76,10 +76,10 @@ from nanomodels.text import tokenizer as text_tokenizer  # noqa: E402
 # The recipe of nanochat-tiny, and what all share
 
 VOCAB_SIZE = 1536
-STEPS = 3600
+STEPS = 3200
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (128,) * 6 + (256, 512)  # taken in turn; mostly short, so that attention is cheap
-TEXT_SHARE = ((0.15, 0.6), (0.85, 0.12), (1.0, 0.06))  # up to this part of the run, this much text
+TEXT_SHARE = ((0.12, 0.5), (0.85, 0.08), (1.0, 0.04))  # up to this part of the run, this much text
 MATRIX_RATE, EMBEDDING_RATE, HEAD_RATE = 0.02, 0.2, 0.008
 WARMUP, DECAY = 0.02, 0.6  # parts of the run
 SEED = 1
