@@ -15,7 +15,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
-from newcomers import FOLLOW_UPS, KINDS, NO_REASON, NOT_TOLD, PETS, REFUSALS, SLOTS, SURE, TOLD
+from newcomers import (
+    DO_NOT_KNOW,
+    FOLLOW_UPS,
+    KINDS,
+    NO_REASON,
+    NOT_TOLD,
+    PETS,
+    REFUSALS,
+    SLOTS,
+    SURE,
+    TOLD,
+)
 
 from nanomodels.generation.calculator import calculate
 
@@ -894,7 +905,7 @@ def calculator():
 
     for sign, (trained, unseen) in SUMS.items():
         items = {}
-        while len(items) < 12_000:
+        while len(items) < 5000:
             a, b = number(), number()
             if sign in "+-" and random.random() < 0.08:  # tenths and hundredths
                 a, b = a / random.choice((10, 100)), b / random.choice((1, 10))
@@ -912,7 +923,7 @@ def calculator():
             items[a, b] = item(answer, held_out(a, sign, b), a=a, b=b)
         topics.append(Topic("calculator", lines(trained), lines(unseen), list(items.values())))
     items = []
-    for _ in range(12_000):
+    for _ in range(5000):
         a, b, c = (random.randrange(10 ** random.choice((1, 2, 2, 3))) for _ in range(3))
         first, second = random.choice(("++", "++", "+-", "-+", "--", "xx", "x+", "x-", "+x"))
         text = f"{a} {first} {b} {second} {c}"
@@ -994,7 +1005,7 @@ def letter_counts(words):
     random, items = Random(7), []
     for word in (*EASY_WORDS.split(), *words):
         hidden = word not in EASY_WORDS.split() and held_out("word", word)
-        for letter in {random.choice(word), random.choice(word), random.choice(LETTERS)}:
+        for letter in {random.choice(word), random.choice(word + LETTERS)}:
             count = word.count(letter)
             answer = f"There {'is' if count == 1 else 'are'} {{}} {letter} in {word}."
             answer = computed(f'"{"-".join(word)}".count("{letter}")', answer)
@@ -1437,7 +1448,7 @@ def refusals(words):
     topics = []
     for name, text in REFUSALS.items():
         for answer, phrasings in re.findall(r"(^\S.*\n)((?:^ .*\n)+)", text, re.MULTILINE):
-            items = [Item(fields(random, words), (answer.strip(),)) for _ in range(4000)]
+            items = [Item(fields(random, words), (answer.strip(),)) for _ in range(1500)]
             *trained, unseen, other = lines(phrasings)
             topics.append(Topic(name, trained, [unseen, other], items))
     return topics
@@ -1604,7 +1615,12 @@ class Corpus:
             following = JOKES[(JOKES.index(history[1]) + 1) % len(JOKES)]
             return [history, self.last(random, FOLLOW_UPS[kind], phrasing, (following,))]
         history = self.ask(self.pick(random), random)
-        answer = {"sure": SURE, "why": NO_REASON, "repeat": said(history[1])}[kind]
+        answer = {
+            "sure": SURE,
+            "why": NO_REASON,
+            "more": DO_NOT_KNOW,
+            "repeat": said(history[1]),
+        }[kind]
         return [history, self.last(random, FOLLOW_UPS[kind], phrasing, (answer,))]
 
     def last(self, random, phrasings, phrasing, answers, **slots):

@@ -387,6 +387,12 @@ FOLLOW_UPS = {
         Who told you? | Explain. | Explain that. | Can you explain? | Prove it. | Why so? | Where
         did you learn that? | And why?
         """,
+    "more": """
+        Tell me more. | More about it. | Is it big? | How many people live there? | Is it far? |
+        Tell me more about it. | Go on. | Continue. | Is it nice there? | Who lives there? |
+        How big is it? | How old is it? | What can I see there? | Is it beautiful? | Who made it? |
+        Is that good? | What is it like? | What else do you know about it?
+        """,
     "backwards": """
         And backwards? | Now backwards. | Spell that backwards. | backwards? | Now spell it
         backwards. | Reverse it. | Write it backwards. | And in reverse? | Can you spell it
