@@ -216,7 +216,7 @@ I do not understand that. Ask me for a capital, a sum or how a word is spelled.
 
 SLOTS = {
     "topic": """
-        love | life | death | music | art | history | gravity | electricity | magic | money | time |
+        love | death | music | art | history | gravity | electricity | magic | money | time |
         light | sound | the internet | artificial intelligence | machine learning | physics |
         chemistry | biology | mathematics | science | football | tennis | basketball | golf |
         swimming | cooking | baking | pizza | pasta | sushi | chocolate | coffee | tea | beer | wine
@@ -256,7 +256,7 @@ SLOTS = {
         book | film | movie | game | song | picture | picnic | house | door | window | light | lamp
         | radio | television | kitchen | garden | school | shop | supermarket | restaurant |
         hospital | station | museum | church | city | town | country | mountain | river | lake | sea
-        | island | tree | flower | star | planet | food | meal | drink | fruit | colour | number |
+        | island | tree | flower | star | planet | food | meal | drink | fruit | number |
         word | letter | name | friend | boss | mother | brother | sister | teacher | doctor |
         student | king | queen | president | actor | singer | player | team | writer | painter |
         band | album | website | laptop | camera | watch | bag | shirt | shoe | coat | hat |
