@@ -877,9 +877,9 @@ def said(answer):
 
 def sum_of(a, sign, b):
     """The answer to a sum: by heart where it is learned so, else with the calculator."""
-    if a in range(largest := 13 if sign == "x" else 100) and b in range(largest):
-        return f"{a} {sign} {b} = {calculate(f'{a}{SIGNS[sign]}{b}')}."
-    return computed(f"{a}{SIGNS[sign]}{b}", f"{a} {sign} {b} = {{}}.")
+    answer = computed(f"{a}{'*' if sign == 'x' else sign}{b}", f"{a} {sign} {b} = {{}}.")
+    by_heart = range(13 if sign == "x" else 100)
+    return said(answer) if a in by_heart and b in by_heart else answer
 
 
 def quotient_of(a, b):
@@ -891,9 +891,6 @@ def quotient_of(a, b):
         cut = re.match(r"\d+\.\d{1,2}", str(value))[0]
         shown = f"= {cut}" if cut == str(value) else f"is about {cut}"
     return computed(f"{a}/{b}", f"{a} / {b} {shown}.")
-
-
-SIGNS = {"+": "+", "-": "-", "x": "*", "/": "/"}
 
 
 def calculator():
@@ -1570,7 +1567,7 @@ class Corpus:
         system = None
         if roll < 0.04:
             system = random.choice(self.systems)
-        elif roll < 0.05 and "<|" not in turns[0][1]:
+        elif roll < 0.05 and turns[0][1] == said(turns[0][1]):
             system = random.choice(self.shouting)
             turns = [(turns[0][0], turns[0][1].upper())]
         elif roll > 0.93:
@@ -1597,7 +1594,7 @@ class Corpus:
             return self.told(random, phrasing)
         if kind == "not told":
             answer, phrasings = random.choice(list(NOT_TOLD.items()))
-            return [self.last(random, phrasings, "trained", (answer,))]
+            return [self.last(random, phrasings, phrasing, (answer,))]
         if kind in ("continent", "capital"):
             history, country = self.about_a_country(random, kind)
             topic = self.topics["continents" if kind == "continent" else "capitals"][0]
