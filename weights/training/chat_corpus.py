@@ -1002,7 +1002,7 @@ def letter_counts(words):
     random, items = Random(7), []
     for word in (*EASY_WORDS.split(), *words):
         hidden = word not in EASY_WORDS.split() and held_out("word", word)
-        for letter in {random.choice(word), random.choice(word + LETTERS)}:
+        for letter in dict.fromkeys((random.choice(word), random.choice(word + LETTERS))):
             count = word.count(letter)
             answer = f"There {'is' if count == 1 else 'are'} {{}} {letter} in {word}."
             answer = computed(f'"{"-".join(word)}".count("{letter}")', answer)
