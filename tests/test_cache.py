@@ -249,6 +249,7 @@ def test_only_a_file_is_replaced(attention, tmp_path):
     cache, ids = attention.new_cache(1, 5), [[1, 2, 3]]
     attention(torch.tensor(ids), cache=cache)
     os.mkfifo(tmp_path / "pipe")
+    held = os.open(tmp_path / "pipe", os.O_RDWR)  # so that nothing waits for the other end
     (tmp_path / "device").symlink_to("/dev/full")
     (tmp_path / "folder").mkdir()
     (tmp_path / "other").write_text("other")
@@ -257,6 +258,7 @@ def test_only_a_file_is_replaced(attention, tmp_path):
         for call in (cache.load, lambda path: cache.save(path, ids)):
             with pytest.raises(ValueError, match=f"{name}: is not a file; give"):
                 call(tmp_path / name)
+    os.close(held)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert (tmp_path / "device").is_char_device()
     cache.save(tmp_path / "link", ids)

@@ -337,6 +337,7 @@ RUNAWAY = {
 }  # fmt: skip
 LIMITED = """import resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
 from nanomodels.text import sandbox
 from nanomodels.text.chat_template import render
 sandbox.SECONDS = 0.5

@@ -23,6 +23,7 @@ import nanomodels
 from nanomodels.checkpoint import convert, writing
 from nanomodels.checkpoint.names import PADDING_PREFIX
 from nanomodels.checkpoint.tensors import read_tensors
+from nanomodels.cli import convert as cli_convert
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights"
@@ -373,7 +374,7 @@ def test_a_reader_that_is_gone_stops_nothing(source, target):
 
 
 def test_the_target_is_weights_and_the_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(convert_hf, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(cli_convert, "WEIGHTS", tmp_path / "weights")
     revision = "0123abc"
     cached = tmp_path / "models--nvidia--Tiny" / "snapshots" / revision
     cached.parent.mkdir(parents=True)

@@ -19,11 +19,10 @@ import torch
 from reference import FAMILIES
 from small_tokenizers import family_131072
 
-import generate
 import nanomodels
 from nanomodels.cache import KV, Cache
 from nanomodels.cli import chat as cli_chat
-from nanomodels.cli import command, terminal
+from nanomodels.cli import command, generate, start, terminal
 from nanomodels.generation import conversation
 from nanomodels.generation.settings import GenerationSettings
 
@@ -443,6 +442,14 @@ def test_ctrl_c_during_an_import_is_quiet(tmp_path, program, module):
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
+@pytest.mark.parametrize("program", ["generate", "convert_hf"])
+def test_an_old_python_is_told_so_in_one_line(program):
+    code = f"import sys; sys.version_info = (3, 10, 1); import {program}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = "error: nanomodels needs Python 3.11 or newer; this is 3.10\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", said)
+
+
 def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path):
     """As in a shell's background job."""
     (tmp_path / "argparse.py").write_text(
@@ -465,7 +472,7 @@ def test_a_second_ctrl_c_is_quiet(monkeypatch):
     was = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit) as exited:
-            command.run_program(interrupted)
+            start.run_program(interrupted)
         assert exited.value.code == 130
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "during Python's own clean-up"
     finally:

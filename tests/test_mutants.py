@@ -5,6 +5,7 @@ For each mutant the tests run over a copy of the project with one change. `make 
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NAMES = ("decoders", "nanochat", "nanochat_2026", "nemotron_h", "cache", "decoding")
 NUMBERS = [f"tests/test_{name}.py" for name in NAMES]
+SECONDS = 600  # for the tests of one mutant; a mutant may hang
 
 # file: its tests, where they have other names
 TESTS = {
@@ -540,11 +542,11 @@ MUTANTS = {
     "tensors that begin anywhere": ("writing.py", "gaps.append(-offset % alignment)",
                                     "gaps.append(0)"),
     "a router that is rounded": (
-        "convert.py",
+        "checkpoint/convert.py",
         "torch.float32 if place.keeps_float32 else getattr(torch, dtype)",
         "getattr(torch, dtype)",
     ),
-    "transformers' names for the Hub's": ("convert.py", "names.setdefault(ours, hub)",
+    "transformers' names for the Hub's": ("checkpoint/convert.py", "names.setdefault(ours, hub)",
                                           "names[ours] = hub"),
     "a source that may change": ("writing.py", "if state_of(path) != state:", "if False:"),
     "convert: a foreign hidden folder is emptied": (
@@ -572,7 +574,7 @@ MUTANTS = {
         "if False:",
     ),
     "convert: links out of the folder are copied": (
-        "convert.py",
+        "checkpoint/convert.py",
         "if not any(each in file.parents for each in folders):",
         "if False:",
     ),
@@ -609,12 +611,18 @@ def test_a_mutant_fails(tmp_path, name):
     # The file's own tests first: there it fails the soonest.
     own = [f"tests/test_{name}.py" for name in TESTS.get(path.stem, [path.stem])]
     tests = [*(test for test in own if (ROOT / test).exists()), *NUMBERS]
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    assert result.returncode == 1, result.stdout[-2000:]
-    print(name, "->", next(x for x in result.stdout.splitlines() if x.startswith("FAILED")))
+    try:
+        said, _ = process.communicate(timeout=SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
+    assert process.returncode == 1, said[-2000:]
+    print(name, "->", next(x for x in said.splitlines() if x.startswith("FAILED")))

@@ -1,1 +1,1 @@
-"""What the commands generate.py and convert_hf.py share."""
+"""The commands, and what they share."""

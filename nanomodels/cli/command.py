@@ -3,7 +3,6 @@
 import argparse
 import os
 import secrets
-import signal
 import sys
 import traceback
 
@@ -56,26 +55,6 @@ def exit_status(prog, work):
         )
         return 1
     return 0
-
-
-def catch_interrupts():
-    """Let Ctrl-C raise KeyboardInterrupt from here on, unless it is ignored.
-
-    The commands begin without, because an exception can break an import of torch or numpy.
-    """
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def run_program(main):
-    """Call main() and end the program with the status that it returns."""
-    try:
-        status = main()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only Python's own clean-up is left
-    except KeyboardInterrupt:  # a second one, or at the very end
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        status = 130
-    sys.exit(status)
 
 
 def read_prompts(args):
