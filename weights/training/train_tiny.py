@@ -166,6 +166,7 @@ STORY_ROW_LENGTHS = (256, 256, 256, 512)
 STORY_RATES = {"matrix": MATRIX_RATE, "embedding": 0.05, "head": HEAD_RATE, "other": 0.01}
 HELD_OUT_SEED = 20_000
 SAMPLES, TEMPERATURE, PROMPT = 200, 0.7, "Once upon a time"
+STORY_LENGTH = 400  # of new tokens at most
 NEW_NAME_PROMPT = "Once upon a time, there was a little {} named {}."
 
 # The first ids, as in the family's 256,000 pieces; the 256 bytes follow them, then the pieces.
@@ -1120,12 +1121,12 @@ def evaluate_stories(folder, _):
         f"byte, {tokens} tokens of {size / tokens:.2f} bytes"
     )
     prompt = tokenizer.encode(PROMPT).ids
-    rows = sample(model, [prompt] * SAMPLES, end, 300, HELD_OUT_SEED)
+    rows = sample(model, [prompt] * SAMPLES, end, STORY_LENGTH, HELD_OUT_SEED)
     whole = [row for row in rows if end in row]
     within = sum(end in row[:200] for row in rows)
     texts = [tokenizer.decode([*prompt, *row]) for row in whole]
     print(f"{SAMPLES} stories after {PROMPT!r} at temperature {TEMPERATURE}:")
-    print(f"  ended by </s>: {within} in 200 new tokens, {len(whole)} in 300")
+    print(f"  ended by </s>: {within} in 200 new tokens, {len(whole)} in {STORY_LENGTH}")
     for kind, stories in (("ended samples", texts), ("held-out stories", told)):
         same = sum(main_character(text) == last_named(text) for text in stories)
         two = sum(len(names_in(text)) <= 2 for text in stories)
@@ -1138,7 +1139,7 @@ def evaluate_stories(folder, _):
         prompt = tokenizer.encode(NEW_NAME_PROMPT.format("girl" if girl else "boy", name)).ids
         lengths[len(prompt)][name] = prompt
     for group in lengths.values():
-        rows = sample(model, list(group.values()), end, 300, HELD_OUT_SEED)
+        rows = sample(model, list(group.values()), end, STORY_LENGTH, HELD_OUT_SEED)
         for (name, prompt), row in zip(group.items(), rows, strict=True):
             text = tokenizer.decode([*prompt, *row])
             whole = end in row and main_character(text) == last_named(text) == name
