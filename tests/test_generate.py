@@ -343,7 +343,7 @@ def test_figures_are_what_the_clock_says(run, monkeypatch):
     _, out, err = run(FRANCE, "--json")
     answer = json.loads(out)
     load, prompt, new, _ = err.splitlines()
-    assert load.startswith("load    1.00 s, nanochat-tiny, 3.7M parameters, bfloat16, cpu")
+    assert load.startswith("load    1.00 s, nanochat-tiny, 3.9M parameters, bfloat16, cpu")
     fed, tokens = answer["prompt_tokens"], answer["new_tokens"]
     assert prompt == f"prompt  {fed} tokens, {fed} tokens/s, first token after 1.000 s"
     size = 2 * (3_670_016 - 1536 * 256) / 1e9  # bf16, without the embedding
