@@ -38,9 +38,9 @@ from nanomodels.text.files import read_json
 EXAMPLES = """examples:
   python generate.py "What is the capital of France?"
   python generate.py --raw "ROMEO" --temperature 0.8 --num-samples 3
-  python generate.py --model weights/nemotron-h-tiny --no-think "Hello!"
+  python generate.py --model weights/nemotron-tiny "Once upon a time"
   python generate.py --prompt-file questions.txt --json > answers.jsonl
-  echo "Tell me a joke." | python generate.py --quiet
+  echo "What is 12 + 30?" | python generate.py --quiet
 
 Sampling settings that are not given come from the checkpoint's generation_config.json.
 Without that file, generation is greedy. Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for
