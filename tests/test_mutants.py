@@ -789,7 +789,7 @@ MUTANTS = {
     ),
     "a chat without the answers": (
         "conversation.py",
-        '"content": said.stream.parts or said.text',
+        '"content": parts or said.text',
         '"content": ""',
     ),
     "a chat that forgets the newest turn": (
