@@ -1038,7 +1038,7 @@ MUTANTS = {
     ),
     "names: a file of the cache names any folder": (
         "finding.py",
-        're.fullmatch(r"\w+", commit) and ',
+        r're.fullmatch(r"\w+", commit) and ',
         "",
     ),
     "names: the first step of a nanochat run": (
