@@ -312,6 +312,13 @@ def test_a_fifo_in_place_of_the_downloads_note_is_not_read(folder):
     assert convert(folder) == 0
 
 
+@pytest.mark.parametrize("read", [files.read_text, files.read_json])
+def test_a_device_without_end_is_not_read_to_its_end(read):
+    """--tools and --prompt-file may be pipes, so they are not looked at before."""
+    with pytest.raises(ValueError, match=f"/dev/zero: has more than {files.LARGEST} bytes"):
+        read(Path("/dev/zero"), may_be_pipe=True)
+
+
 def test_a_pipe_may_hold_the_prompts(tmp_path):
     command = f"{sys.executable} generate.py --quiet --max-new-tokens 2 --prompt-file <(echo Hi)"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)

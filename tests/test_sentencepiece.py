@@ -352,6 +352,7 @@ REFUSED_MODELS = {
     "normalizer_spec.escape_whitespaces": {"normalizer": b"\x28\x00"},
     "type of piece 'ab' is \"5\"": {"pieces": [("ab", 0, 5)]},
     "type of piece 'ab' is \"7\"": {"pieces": [("ab", 0, 7)]},
+    "a piece of more than 1,000 characters": {"pieces": [("a" * 1000, -1, 1), ("a" * 1001, -2, 1)]},
     "a score that another piece has": {"pieces": [("ab", -1, 1), ("bc", -1, 1)]},
     "a score that another piece has is ": {"pieces": [("ab", -1, 1), ("bc", math.nan, 1)]},
     "a piece that occurs twice": {"pieces": [("a", 0, 1), ("a", -1, 1)]},

@@ -31,7 +31,7 @@ from tokenizers import Tokenizer as Reference
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nanomodels.text import chat_template
+from nanomodels.text import chat_template, hub_json
 from nanomodels.text.bpe import ALPHABET
 from nanomodels.text.nanochat_pickle import hub_files
 from nanomodels.text.tokenizer import Tokenizer
@@ -657,6 +657,18 @@ def test_names_that_take_long_to_search_for_are_refused(tmp_path):
     data["added_tokens"] += [added("q" * 200_000, 9000), added("z" * 100_000, 9001)]
     with pytest.raises(ValueError, match="its added tokens have 300,0.. characters in all"):
         Tokenizer.load(write(tmp_path, data))
+
+
+def test_a_vocabulary_that_takes_long_to_read_is_refused(tmp_path, monkeypatch):
+    data = json.loads(trained("gpt4"))
+    tokens, merges = len(data["model"]["vocab"]), len(data["model"]["merges"])
+    write(tmp_path, data)
+    monkeypatch.setattr(hub_json, "MOST_TOKENS", tokens)
+    Tokenizer.load(tmp_path)
+    for most in (tokens - 1, merges // 2 - 1):
+        monkeypatch.setattr(hub_json, "MOST_TOKENS", most)
+        with pytest.raises(ValueError, match=f"json: has {tokens} tokens and {merges} merges; at"):
+            Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("ids", [[[1]], [None], ["a"], [1.5], [True], [99999], 3])

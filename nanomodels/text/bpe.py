@@ -40,6 +40,9 @@ SHARED_SYNTAX = re.compile(
 # tiktoken's regex engine can remember 1,000,000 steps; \s+(?!\S) takes one for each character.
 LONGEST_WHITESPACE = 500_000
 
+# Tokens of a vocabulary: so many take 10 s to read. The largest one published has 262,144.
+MOST_TOKENS = 500_000
+
 # The characters of \s in Rust's regex crate; Python's str.isspace adds U+001C to U+001F.
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))

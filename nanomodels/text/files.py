@@ -28,12 +28,16 @@ def check_file(path, largest=LARGEST):
 def read_text(path, may_be_pipe=False, keep_returns=False, largest=LARGEST):
     """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file.
 
-    Carriage returns become line feeds unless keep_returns is True. A pipe may be of any size.
+    Carriage returns become line feeds unless keep_returns is True.
     """
     if not may_be_pipe:
         check_file(path, largest)
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:
+            content = file.read(largest + 1)  # a device has no end
+        if len(content) > largest:
+            raise ValueError(f"{path}: has more than {largest} bytes")
+        text = content.decode()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from nanomodels.text.bpe import (
     ALPHABET,
     GPT2_SPLIT,
+    MOST_TOKENS,
     SHARED_SYNTAX,
     ByteLevel,
     BytePairs,
@@ -55,6 +56,11 @@ def read(folder):
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
         raise ValueError(f"{path}: needs model.vocab, model.merges and added_tokens of a BPE model")
+    if len(vocab) > MOST_TOKENS or len(merges) > 2 * MOST_TOKENS:
+        raise ValueError(
+            f"{path}: has {len(vocab):,} tokens and {len(merges):,} merges; at most "
+            f"{MOST_TOKENS:,} and {2 * MOST_TOKENS:,} are read"
+        )
     for token in added:
         if token.get("single_word"):
             raise refusal(path, f"single_word of {token['content']!r}", True, "false")

@@ -22,7 +22,7 @@ import struct
 from functools import partial, reduce
 from itertools import chain, pairwise
 
-from nanomodels.text.bpe import WHITESPACE, BytePairs, Vocabulary, live_merges
+from nanomodels.text.bpe import MOST_TOKENS, WHITESPACE, BytePairs, Vocabulary, live_merges
 from nanomodels.text.chat_template import read_templates
 from nanomodels.text.files import check_file, one_line, refusal
 from nanomodels.text.tokenizer_config import add_named, read_config, read_names
@@ -316,8 +316,8 @@ def read_model(folder, path):
         for number, value in fields(path.read_bytes()):
             if number in parts:
                 parts[number].append(dict(fields(value)))
-                if len(parts[number]) > 1_000_000:
-                    raise ValueError("it has more than 1,000,000 pieces")
+                if len(parts[number]) > MOST_TOKENS:
+                    raise ValueError(f"it has more than {MOST_TOKENS:,} pieces")
         listed = [
             (entry[1].decode(), *struct.unpack("<f", entry.get(2, bytes(4))), entry.get(3, NORMAL))
             for entry in parts[1]
@@ -354,6 +354,7 @@ def read_model(folder, path):
     made = sorted((-score, piece) for piece, score, kind in listed if kind == NORMAL and piece[1:])
     for key, found in (
         ("a piece that is empty or has a NUL", [p for p in vocab if not p or "\0" in p]),
+        ("a piece of more than 1,000 characters", [p[:9] for p in vocab if len(p) > 1000]),
         ("a piece that occurs twice", [p for i, (p, _, _) in enumerate(listed) if vocab[p] != i]),
         ("a score that another piece has", [b for a, b in pairwise(made) if not a[0] < b[0]]),
         ("a control piece of one character", [p for p in kinds[CONTROL] if not p[1:]]),
