@@ -453,7 +453,8 @@ MUTANTS = {
     ),
     "reuse: keys of another size": ("reuse.py", 'in ("dynamic", "longrope")', "in ()"),
     "a fork with its parent's cache": ("conversation.py", "self.prefix.clone()", "self.prefix"),
-    "a fork with its parent's turns": ("conversation.py", "copy.deepcopy(self.turns)", "self.turns"),
+    "a fork with its parent's turns": ("conversation.py", "copy.deepcopy(self.turns)",
+                                       "self.turns"),
     "turns forgotten one by one": (
         "conversation.py",
         "most = min(context, (alone + room + context) // 2)",

@@ -137,7 +137,7 @@ class Chat:
         if not self.turns:
             raise ValueError("there is no message to ask again")
         *before, last = self.turns
-        return self.start([*before, Turn(last.messages[:-1])], settings)
+        return self.start([*before, Turn(last.asked)], settings)
 
     def reset(self):
         """Forget all turns. The system message stays."""
