@@ -19,7 +19,9 @@ Words that the code uses:
     commit        make a call's tokens part of the cache
     savepoint     a state of the cache to go back to
     rollback      undo all calls since a savepoint
+    mark          a length to which a cache with Mamba-2 states can be truncated
     prefix        the first tokens of a text, which two prompts may share
+    turn          a message of a conversation and its answer
     draft         tokens that are guessed, then checked by the model in one call
     yield         give the caller the next token or piece of text
     head          a part of attention or Mamba; of a model: the last linear, to logits

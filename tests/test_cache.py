@@ -167,7 +167,9 @@ def test_a_cache_that_grows_goes_on_and_keeps_its_marks(model):
     cache.grow(30)
     full = model(ids)
     close(model(ids[:, 6:], cache=cache), full[:, 6:])
+    cache.mark()
     cache.rollback(savepoint)
+    assert list(cache.marks) == [4], "the other was later"
     close(model(ids[:, 6:], cache=cache), full[:, 6:])
     cache.truncate(4)
     close(model(ids[:, 4:], cache=cache), full[:, 4:])

@@ -491,6 +491,9 @@ def test_raw_text_goes_on_from_its_own_tokens(name):
         ids += reply.tokens
     fork = chat.fork()
     assert chat.retry().tokens == fork.reply.tokens
+    assert chat.reply.reused_tokens == chat.reply.prompt_tokens - 1
+    chat.undo()
+    assert chat.ask([user(" a"), user(" dog")]).prompt_tokens == fork.reply.prompt_tokens
     chat.undo()
     check_cache(chat)
     assert [m["content"] for m in chat.messages[:2]] == ["One day, ", "a fox"]

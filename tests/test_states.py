@@ -37,6 +37,9 @@ def test_a_conversation_goes_on_from_its_file_and_reads_only_what_is_new(tmp_pat
     other.retry()
     assert other.reply.prompt_tokens - other.reply.reused_tokens < 12
     other.undo()
+    ids, read = ask_and_compare(other, TEN[3])
+    assert read == len(ids) - chat.prefix.cache.length
+    other.undo()
     if turns:
         other.undo()
     ask_and_compare(other, TEN[3])

@@ -30,6 +30,9 @@ class Chat:
     stop is a list of strings that end an answer. The other settings are fields of
     GenerationSettings; those not given come from the folder's generation_config.json.
 
+    Each turn reads only what the cache does not hold. What undo, retry, reset and a full context go
+    back to is in it, too; with Mamba-2 layers that takes at most `prefix.most_bytes`, 1 GiB.
+
     model, tokenizer, settings, stop, turns, reply and progress can be read and set between two
     answers. `reply` is the last Reply, `progress(done, total)` is called while a prompt is read.
     Raises ValueError for what the model or its chat template does not have.
@@ -143,7 +146,7 @@ class Chat:
         if not self.turns:
             raise ValueError("there is no message to ask again")
         *before, last = self.turns
-        return self.start([*before, Turn(last.messages[:-1])], settings)
+        return self.start([*before, Turn(last.asked)], settings)
 
     def reset(self):
         """Forget all turns. The system message stays."""

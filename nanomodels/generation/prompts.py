@@ -12,6 +12,11 @@ class Turn:
     tokens: list | None = None  # of the answer
     length: int = 0  # tokens of the conversation up to here, with the answer
 
+    @property
+    def asked(self):
+        """The messages without the answer."""
+        return self.messages if self.tokens is None else self.messages[:-1]
+
 
 def question(text):
     """The Turn of a user's message."""
@@ -107,7 +112,8 @@ class ChatEncoder:
 class TextEncoder:
     """Plain text in place of a chat: what is asked is added to the text, and the model goes on.
 
-    Each text is encoded on its own. system is the beginning of the text.
+    Each text is encoded on its own, so that what was read before stays as it is. (SentencePiece may
+    put a space before it.) system is the beginning of the text.
     """
 
     tokenizer: object
@@ -115,17 +121,17 @@ class TextEncoder:
 
     def encode(self, turns):
         """The Prompt of a text; its last turn has no answer yet."""
-        ids = self.begin(turns)
-        return Prompt(turns[-1].messages[0]["content"], ids, None)
+        return Prompt(turns[-1].messages[-1]["content"], self.begin(turns), None)
 
     def message_end(self, turns, ids):
-        """How many of the ids of `encode` there are: nothing asks the model to answer."""
-        return len(ids)
+        """All ids of `encode` but the one that must be read for an answer."""
+        return len(ids) - 1
 
     def begin(self, turns):
         """The ids of the text up to here."""
         texts = [(self.system, None)] if self.system else []
-        texts += [(turn.messages[0]["content"], turn.tokens) for turn in turns]
+        for turn in turns:
+            texts.append(("".join(each["content"] for each in turn.asked), turn.tokens))
         ids = []
         for text, tokens in texts:  # add_bos=None: only the first has what goes before a text
             ids += self.tokenizer.encode(text, add_bos=False if ids else None)

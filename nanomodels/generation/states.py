@@ -2,8 +2,8 @@
 
 It is a safetensors file of `Cache.save`: the cache's tensors, their ids, and as notes a JSON object
 with the conversation and with all that the tensors depend on. A file that does not fit the model
-is refused. Nothing is unpickled. Marks are not saved, so with Mamba-2 layers a conversation that
-was loaded can go back only to where it was saved, or to its beginning.
+is refused. Nothing is unpickled. Of the marks only the last is saved, so with Mamba-2 layers a
+conversation that was loaded can go back to where it was saved, but not to an earlier turn.
 """
 
 import hashlib
@@ -59,6 +59,7 @@ def load(chat, path):
     prefix.make_room(len(prefix.ids))
     try:
         prefix.cache.restore(saved.snapshot)
+        prefix.mark()
         encoder = kind(chat.tokenizer, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
