@@ -7,7 +7,7 @@ SMALLER = $(if $(shell grep -m 1 avx512f /proc/cpuinfo),avx2,default)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 help:
-	@echo "make demo       set up .venv, then ask the trained model in weights/nanochat-tiny"
+	@echo "make demo       set up .venv, then try the three small models in weights/"
 	@echo "make test       set up .venv if need be, then run the tests"
 	@echo "make test-slow  all cases of each test, and broken code that must fail: half an hour"
 	@echo "make fuzz       damaged files, each of which must end in one clear line: a minute"
@@ -17,6 +17,11 @@ help:
 
 demo: .venv/demo
 	$(BIN)/python generate.py "What is the capital of France?"
+	$(BIN)/python generate.py --model weights/nemotron-tiny "Once upon a time" --seed 1 --max-new-tokens 300 --quiet
+	(cat weights/notes.txt; echo "What is the number of the harbour?") | $(BIN)/python generate.py --model weights/nemotron-h-tiny  # 2,000 words
+	@echo
+	@echo "Now type:  $(BIN)/python generate.py          to chat with the first model"
+	@echo "           $(BIN)/python generate.py --help   to see all options"
 
 test: .venv/test
 	$(PYTEST) $(if $(DEVICE),--device $(DEVICE))

@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from compare import close, random_ids
+from interrupt import Interrupt
 from reference import LATEST, random_nanochat, random_nemotron_h
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -465,35 +466,6 @@ def test_an_interrupted_forward_leaves_the_cache_as_it_was(model):
     hook.remove()
     assert not cache.has_padding
     close(model(ids[:, 4:], cache=cache), model(ids, logits_to_keep=5))
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at one step of some functions, and counts the steps till then."""
-
-    def __init__(self, functions, step):
-        self.codes, self.left = {function.__code__ for function in functions}, step
-
-    def __call__(self, frame, event, _):
-        if frame.f_code not in self.codes:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self
-
-    def around(self, call):
-        """Whether `call` was interrupted."""
-        before = sys.gettrace()
-        sys.settrace(self)
-        try:
-            call()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
 
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "truncate"])

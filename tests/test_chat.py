@@ -4,12 +4,10 @@ import io
 import json
 import re
 import sys
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+from chats import start
 from scripted import Scripted
 from small_tokenizers import family_131072
 from typist import Typist
@@ -24,7 +22,6 @@ from nanomodels.cli.terminal import Screen, dim
 from nanomodels.generation.settings import GenerationSettings
 
 MARKED = is_gnu(import_readline())  # pastes
-WEIGHTS = Path(__file__).parent.parent / "weights"
 FRANCE = "What is the capital of France?"
 PARIS = "The capital of France is Paris."
 FIGURES = (
@@ -53,14 +50,8 @@ class Typed:
         return message if isinstance(message, tuple) else (message, False)
 
 
-@cache
-def loaded(name):
-    folder = WEIGHTS / name
-    return nanomodels.load(folder, dtype=torch.float32), nanomodels.Tokenizer.load(folder)
-
-
-def tiny(name="nanochat-tiny", **options):
-    return nanomodels.Chat(*loaded(name), **{"max_new_tokens": 16, "seed": 1} | options)
+def tiny(name="nanochat", **options):
+    return start(name, **{"seed": 1} | options)
 
 
 @pytest.fixture
@@ -343,7 +334,7 @@ def test_an_answer_that_fills_the_context_is_said_to_be_cut_off(talk, scripted):
 
 
 def test_without_a_chat_template_the_text_is_continued(talk):
-    chat = tiny("nemotron-tiny", raw=True)
+    chat = tiny("nemotron", raw=True)
     out, err, asked = talk(chat, "Once upon a time, a", "", "Then", "/think", "/undo", "/stats")
     assert asked == ["Once upon a time, a", "\nThen"]
     tokenizer, ids = chat.tokenizer, []

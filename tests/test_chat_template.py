@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from small_tokenizers import CALM, added, family_131072, trained, write
 from transformers import PreTrainedTokenizerFast
 
+from nanomodels.text import sandbox
 from nanomodels.text.chat_template import NANOCHAT_TEMPLATE
 from nanomodels.text.tokenizer import Tokenizer
 
@@ -379,7 +380,7 @@ def test_the_bounds_change_nothing_in_ordinary_templates(tmp_path, template):
 
 
 def test_a_template_that_runs_away_is_one_line():
-    """Each took gigabytes, or minutes and more; here each has 5 seconds and 2 GB at most."""
+    """Each took gigabytes, or minutes and more; here they have half a second and 2 GB."""
     run = [sys.executable, "-c", LIMITED]
     given = "@@".join(RUNAWAY.values())
     done = subprocess.run(
@@ -393,6 +394,29 @@ def test_a_template_that_runs_away_is_one_line():
         if not line.startswith("chat template: ") or "SLOW" in line
     }
     assert not wrong
+
+
+def test_a_template_that_takes_long_to_compile_is_refused(tmp_path):
+    """2 MB of "{{ x }}" took half a minute."""
+    long = "{{ x }}" * 20_000
+    config = {"chat_template": long}
+    tokenizer = Tokenizer.load(
+        write(tmp_path, json.loads(trained("nanochat")), tokenizer_config=config)
+    )
+    with pytest.raises(ValueError, match="chat template: it has 140,000 characters; at most"):
+        tokenizer.render_chat(CHATS["one"])
+    (tmp_path / "chat_template.jinja").write_text(long)
+    with pytest.raises(ValueError, match="chat_template.jinja: has 140000 bytes; at most 100000"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_long_chat_has_more_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", -0.01)
+    tokenizer = Tokenizer.load(NANOCHAT)
+    with pytest.raises(ValueError, match="chat template: it takes too long"):
+        tokenizer.render_chat([{"role": "user", "content": ""}])
+    chat = [{"role": "user", "content": "a" * 100_000}]
+    assert "a" * 100_000 in tokenizer.render_chat(chat)
 
 
 def test_tools_and_documents_must_be_data(tmp_path):

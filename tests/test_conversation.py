@@ -21,12 +21,17 @@ from chats import (
     user,
 )  # fmt: skip
 from compare import same_cache
+from effort import THOROUGH
+from interrupt import Interrupt
 from reference import random_nanochat
 from scripted import BEGINNINGS, Scripted
 from small_tokenizers import family_131072
 
 import nanomodels
+from nanomodels.cache import Cache
 from nanomodels.generation import reuse
+from nanomodels.generation.conversation import Chat, Reply
+from nanomodels.generation.reuse import PrefixCache
 
 
 @contextmanager
@@ -196,6 +201,31 @@ def test_an_answer_that_is_left_before_its_first_token_takes_its_turn_back(name,
         assert (reply.text, reply.finish_reason) == ("", "interrupted")
         check_cache(chat)
     ask_and_compare(chat, TEN[1])
+
+
+@pytest.mark.parametrize("name", ["nanochat", "nemotron_h"])
+def test_a_chat_goes_on_after_ctrl_c_at_any_place(name):
+    """At each operation (in `make test`, at some) of what is between the calls of the model."""
+    first = start(name, max_new_tokens=2)
+    str(first.ask(TEN[0]))
+    str(first.ask(TEN[1]))
+    functions = [Chat.start, Chat.end, Reply.__init__, Reply.run, Reply.settle, Cache.truncate]
+    functions += [getattr(PrefixCache, n) for n in ("prepare", "go_back", "make_room", "mark")]
+
+    def ask(chat):
+        chat.undo()
+        str(chat.ask(TEN[2]))
+
+    step, pace, interrupted = 1, 1 if THOROUGH else 41, True
+    while interrupted:
+        chat = first.fork()
+        interrupted = Interrupt(functions, step).around(partial(ask, chat))
+        assert chat.prefix.cache.length <= len(chat.prefix.ids)
+        roles = [message["role"] for message in chat.fork().messages]
+        assert roles in (["user", "assistant"] * turns for turns in (1, 2))
+        ask_and_compare(chat, TEN[3], max_new_tokens=2)
+        step += pace
+    assert step > 300
 
 
 def test_an_answer_that_nobody_reads_comes_all_the_same():

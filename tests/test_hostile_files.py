@@ -282,6 +282,14 @@ def test_a_companion_outside_the_folder_is_not_copied(folder, tmp_path, capsys):
     assert Path(f"{folder}-new", "vocab.json").read_text() == "{}"
 
 
+def test_companions_that_fill_the_memory_are_not_read(folder, capsys):
+    for i in range(5):
+        (folder / f"{i}.model").touch()
+        os.truncate(folder / f"{i}.model", files.LARGEST)
+    assert convert(folder) == 2
+    assert "its small files have 250," in capsys.readouterr().err
+
+
 def test_the_hubs_cache_keeps_its_files_elsewhere(folder, tmp_path):
     """models--OWNER--NAME/snapshots/REVISION holds links to models--OWNER--NAME/blobs."""
     cache = tmp_path / "models--owner--name"

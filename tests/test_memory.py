@@ -152,7 +152,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch):
             nanomodels.load(folder, **options)
         return str(caught.value)
 
-    # 3.7M parameters; 0.5M of them are the embedding, which is not quantised.
+    # 3.9M parameters; 0.4M of them are the embedding, which is not quantised.
     assert refusal(6).endswith(
         "loading needs 0.0 GB of memory, 0.0 are available; "
         "--dtype bfloat16 --quantize int8 needs 0.0, --dtype bfloat16 --quantize int4 needs 0.0"

@@ -19,6 +19,7 @@ SECONDS = 600  # for the tests of one mutant; a mutant may hang
 
 # file: its tests, where they have other names
 TESTS = {
+    "ids": ["inputs", "decoding"],
     "scoring": ["scoring"],
     "explaining": ["explaining"],
     "comparing": ["comparing"],
@@ -27,8 +28,8 @@ TESTS = {
     "batch": ["batches", "generate"],
     "states": ["states"],
     "prompts": ["conversation", "generate"],
-    "reuse": ["conversation"],
-    "cache": ["front_door", "cache", "drafts"],
+    "reuse": ["conversation", "states"],
+    "cache": ["front_door", "cache", "drafts", "conversation"],
     "loading": ["front_door", "loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "tensors": ["loading", "hostile_files"],
@@ -438,6 +439,92 @@ MUTANTS = {
         "            entries=savepoint.entries,\n",
         "",
     ),
+    "cache: truncate keeps the new SSM states": (
+        "cache.py",
+        "            entries=self.marks.get(length, self.entries),\n",
+        "",
+    ),
+    "cache: truncate keeps later marks": (
+        "cache.py",
+        "            marks=self.marks_to(length),\n",
+        "",
+    ),
+    "cache: rollback keeps later marks": (
+        "cache.py",
+        "            marks=self.marks_to(savepoint.length),\n",
+        "",
+    ),
+    "cache: restore keeps the marks of another text": (
+        "cache.py",
+        "        self.version, self.marks = object(), {}\n        for name",
+        "        self.version = object()\n        for name",
+    ),
+    "cache: a cache that grows loses its values": (
+        "cache.py",
+        "self.v = F.pad(self.v, (0, 0, 0, slots))",
+        "self.v = F.pad(self.v[:, :, :0], (0, 0, 0, slots + self.v.shape[2]))",
+    ),
+    "a CUDA graph writes into marks": (
+        "cuda_graph.py",
+        "[copy.deepcopy(e) if isinstance(e, SSM) else e for e in cache.entries]",
+        "cache.entries",
+    ),
+    "reuse: no token is left to read": ("reuse.py", "shared(self.ids, ids[:-1])",
+                                        "shared(self.ids, ids)"),
+    "reuse: states without a bound": ("reuse.py", "            del self.cache.marks[length]",
+                                      "            pass"),
+    "reuse: the system message's state goes first": ("reuse.py", "first = 1 if most > 1 else 0",
+                                                     "first = 0"),
+    "reuse: the first mark for the last": ("reuse.py", "self.cache.truncate(max(marks))",
+                                           "self.cache.truncate(min(marks))"),
+    "reuse: no mark after the answer": (
+        "reuse.py",
+        "        finally:\n            self.mark()",
+        "        finally:\n            pass",
+    ),
+    "reuse: keys of another size": ("reuse.py", 'in ("dynamic", "longrope")', "in ()"),
+    "a fork with its parent's cache": ("conversation.py", "self.prefix.clone()", "self.prefix"),
+    "a fork with its parent's turns": (
+        "conversation.py",
+        "copy.deepcopy(self.turns)",
+        "self.turns",
+    ),
+    "turns forgotten one by one": (
+        "conversation.py",
+        "most = min(context, (alone + room + context) // 2)",
+        "most = context",
+    ),
+    "an empty answer that stays": ("conversation.py", "if taken_back:", "if False:"),
+    "an answer that is lost with Ctrl-C": (
+        "conversation.py",
+        "        taken_back = said.finish_reason is None and not said.tokens",
+        "        taken_back = said.finish_reason is None",
+    ),
+    "an answer that nobody reads is lost": (
+        "conversation.py",
+        "            self.reply.whole()",
+        "            self.reply.close()",
+    ),
+    "raw text goes on behind a stop string": ("conversation.py", "if said.stream.stopped:",
+                                              "if False:"),
+    "raw text with a BOS in its middle": ("prompts.py", "add_bos=False if ids else None",
+                                          "add_bos=None"),
+    "a state of any weights": (
+        "states.py",
+        "digest(sample(weight) for weight in weights(model))",
+        "digest([])",
+    ),
+    "a state of any scales": (
+        "states.py",
+        'if name.endswith("scales")',
+        'if name.endswith("nothing")',
+    ),
+    "a state of any tokenizer": ("states.py", '"tokenizer": tokenizer.fingerprint()',
+                                 '"tokenizer": ""'),
+    "a state that is damaged": ("states.py", "if crc32 != checksum(saved.snapshot) or",
+                                "if"),
+    "a state that is saved with dropped reasoning": ("conversation.py", "        self.read()\n",
+                                                     "        self.end()\n"),
     "cache: a pipe replaced by a file": (
         "cache.py",
         "if path.exists() and not path.is_file():",
@@ -487,8 +574,8 @@ MUTANTS = {
         '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
         "",
     ),
-    "a text taken for ids": ("ids.py", "isinstance(ids, (str, bytes))", "False"),
-    "a fraction taken for an id": ("ids.py", "operator.index(i) for i", "int(i) for i"),
+    "a text taken for ids": ("text/ids.py", "isinstance(ids, (str, bytes))", "False"),
+    "a fraction taken for an id": ("text/ids.py", "operator.index(i) for i", "int(i) for i"),
     "a negative count of logits": ("inputs.py", " or keep < 0", ""),
     "a fault with its whole trace": (
         "command.py",
@@ -688,11 +775,6 @@ MUTANTS = {
         "elif not OPEN.startswith(start):",
         'elif not "<".startswith(start):',
     ),
-    "a conversation that counts what the cache does not hold": (
-        "reuse.py",
-        "shared(self.ids[: self.cache.length], ids[:-1])",
-        "shared(self.ids, ids[:-1])",
-    ),
     "a conversation that never goes back": (
         "reuse.py",
         "if length < self.cache.length:",
@@ -799,6 +881,12 @@ MUTANTS = {
         'named.append(read_json(path).get("eos_token_id"))',
         "pass",
     ),
+    "chat template: of any length": (
+        "chat_template.py",
+        "if len(template) > LONGEST_TEMPLATE:",
+        "if False:",
+    ),
+    "convert: companions of any size": ("checkpoint/convert.py", "if size > most:", "if False:"),
     "chat template: letters written as escapes": (
         "chat_template.py",
         "def tojson(value, ensure_ascii=False",
@@ -1069,33 +1157,56 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_fails(tmp_path, name):
-    file, old, new = MUTANTS[name]
-    for part in ("nanomodels", "tests", "generate.py", "convert_hf.py", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
-    (path,) = (tmp_path / "nanomodels").rglob(file)
-    code = path.read_text()
-    assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in {file}"
-    path.write_text(code.replace(old, new))
-    # The file's own tests first: there it fails the soonest.
-    own = [f"tests/test_{name}.py" for name in TESTS.get(path.stem, [path.stem])]
-    tests = [*(test for test in own if (ROOT / test).exists()), *NUMBERS]
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project."""
+    hidden = shutil.ignore_patterns(".*", "weights", "build", "*.egg-info")
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=hidden)
+    (tmp_path / "copy" / "weights").symlink_to(ROOT / "weights")
+    return tmp_path / "copy"
+
+
+def tests_of(stem):
+    """The test files for a mutant of a file; its own first: there it fails the soonest."""
+    own = [f"tests/test_{name}.py" for name in TESTS.get(stem, [stem])]
+    return [*(test for test in own if (ROOT / test).exists()), *NUMBERS]
+
+
+def run(folder, tests, seconds):
+    """Exit status and output of pytest."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=SECONDS)
+        said, _ = process.communicate(timeout=seconds)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
-    assert process.returncode == 1, said[-2000:]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_without_a_mutant_all_tests_pass(copy):
+    """Else a mutant could fail for another reason than its mistake."""
+    stems = {Path(file).stem for file, _, _ in MUTANTS.values()}
+    tests = sorted({test for stem in stems for test in tests_of(stem)})
+    status, said = run(copy, tests, 3 * SECONDS)
+    assert status == 0, said[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails(copy, name):
+    file, old, new = MUTANTS[name]
+    (path,) = (copy / "nanomodels").rglob(file)
+    code = path.read_text()
+    assert code.count(old) == 1, f"{old!r} is {code.count(old)} times in {file}"
+    path.write_text(code.replace(old, new))
+    status, said = run(copy, tests_of(path.stem), SECONDS)
+    assert status == 1, said[-2000:]
     print(name, "->", next(x for x in said.splitlines() if x.startswith("FAILED")))

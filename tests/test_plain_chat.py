@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from effort import examples
+from effort import THOROUGH, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sentencepiece import nemotron_mini
@@ -18,7 +18,6 @@ from nanomodels.text.sentencepiece import SentencePiece
 from nanomodels.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
-# nemotron-tiny has no chat template.
 MODELS = {name: ROOT / "weights" / name for name in ("nanochat-tiny", "nemotron-h-tiny")}
 MODELS |= {path.name: path for path in sorted((ROOT / "tests" / "data").glob("nanochat-*"))}
 # The templates in tests/data/templates.
@@ -28,10 +27,13 @@ FAMILIES |= {
 }
 
 
+load = cache(Tokenizer.load)
+
+
 @pytest.fixture(scope="module", params=[*MODELS, *FAMILIES])
 def tokenizer(request, tmp_path_factory):
     if request.param in MODELS:
-        return Tokenizer.load(MODELS[request.param])
+        return load(MODELS[request.param])
     return Tokenizer.load(FAMILIES[request.param](tmp_path_factory.mktemp("family")))
 
 
@@ -91,7 +93,7 @@ def test_names_in_contents_stay_text(tokenizer, data):
     assert "\ue000" not in tokenizer.decode(tokenizer.encode_chat(harmless))
 
 
-@settings(CALM, max_examples=examples(100))
+@settings(CALM, max_examples=200 if THOROUGH else 25)
 @given(data=st.data())
 def test_names_in_tools_stay_text(tokenizer, data):
     if "tools" not in tokenizer.chat_template:
@@ -117,6 +119,16 @@ def test_names_in_tools_stay_text(tokenizer, data):
     ids = encode(text(), text(), text(), key, text())
     harmless = encode("x", "x", "x", "unit", "x")
     assert controls(tokenizer, ids) == controls(tokenizer, harmless)
+    check_text_between(tokenizer, ids)
+
+
+@settings(CALM, max_examples=examples(200))
+@given(data=st.data())
+def test_names_in_raw_text_stay_text(data):
+    """nemotron-tiny has no chat template."""
+    tokenizer = load(ROOT / "weights" / "nemotron-tiny")
+    ids = tokenizer.encode(hostile(data.draw, tokenizer), add_bos=False)
+    assert not controls(tokenizer, ids)
     check_text_between(tokenizer, ids)
 
 

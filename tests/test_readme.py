@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -64,10 +65,11 @@ def test_make_prints_a_menu_of_its_targets():
         assert f"make {target} " in menu
 
 
-def test_the_demo_is_the_command_that_the_readme_shows():
-    recipe = run("make --no-print-directory --dry-run --assume-old=.venv/demo demo").strip()
-    assert f"\n{recipe}\n" in README
-    assert recipe in [command for command, _ in commands()]
+def test_the_demo_begins_with_a_command_that_the_readme_shows():
+    recipe = run("make --no-print-directory --dry-run --assume-old=.venv/demo demo")
+    command = recipe.splitlines()[0]
+    assert f"\n{command}\n" in README
+    assert command in [command for command, _ in commands()]
 
 
 def test_files_that_the_readme_links_exist():
@@ -126,3 +128,8 @@ def test_the_package_needs_what_it_says_and_nothing_else():
     used -= {"nanomodels", *sys.stdlib_module_names}
     extras = {"huggingface_hub", "transformers"}  # of downloading.py and comparing.py
     assert used - extras == needed - {"numpy"}, "only torch needs numpy, for tensor.numpy()"
+
+
+def test_pictures_are_well_formed():
+    for path in ROOT.glob("nanomodels/**/*.svg"):
+        ElementTree.parse(path)

@@ -40,7 +40,7 @@ from nanomodels.checkpoint.writing import (
     write,
 )
 from nanomodels.linears.quantized import parts_of
-from nanomodels.text.files import check_file, read_json
+from nanomodels.text.files import LARGEST, check_file, read_json
 from nanomodels.text.nanochat_pickle import hub_files
 
 # All files that a converted folder can have.
@@ -175,6 +175,9 @@ def read_companions(source, to):
     paths = sorted({path for wildcard in COMPANIONS for path in src.glob(wildcard)})
     for path in paths:
         check_companion(path, src)
+    size, most = sum(path.stat().st_size for path in paths), 4 * LARGEST
+    if size > most:
+        raise ValueError(f"{src}: its small files have {size:,} bytes; at most {most:,} are copied")
     files = {str(path.relative_to(src)): path.read_bytes() for path in paths}
     if source.format == "nanochat":
         eos = {"eos_token_id": source.config["eos_token_id"]}

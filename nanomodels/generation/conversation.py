@@ -326,6 +326,7 @@ class Reply:
         """The Completion, at its end."""
         for _ in self.pieces:
             pass
+        self.settle()  # if Ctrl-C came in between
         return self.completion
 
     @property

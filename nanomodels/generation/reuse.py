@@ -43,7 +43,7 @@ class PrefixCache:
 
         At least one token of ids is left to read. Returns the number of tokens that are reused.
         """
-        length = shared(self.ids[: self.cache.length], ids[:-1])
+        length = shared(self.ids, ids[:-1])
         if length < self.cache.length:
             self.go_back(length)
         if max_length > self.cache.max_length:

@@ -43,6 +43,9 @@ NANOCHAT_TEMPLATE = """
 {{- '<|assistant_start|>' if add_generation_prompt -}}
 """
 
+# Characters of a template. jinja2 takes 1 s to compile so many; published templates have 20,000.
+LONGEST_TEMPLATE = 100_000
+
 # The errors that expressions in a template can raise, besides jinja2's own.
 TEMPLATE_ERRORS = (
     ArithmeticError,
@@ -65,7 +68,7 @@ def read_templates(folder, config):
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     if files:
-        return {name: read_text(path) for name, path in files.items()}
+        return {name: read_text(path, largest=LONGEST_TEMPLATE) for name, path in files.items()}
     found = config.get("chat_template") or {}
     try:
         if isinstance(found, list):
@@ -144,6 +147,10 @@ def alias_reasoning(message):
 @functools.lru_cache(maxsize=8)
 def compile_template(template):
     """Compile a template in the environment of transformers 5.23.0 chat_template_utils.py:567."""
+    if len(template) > LONGEST_TEMPLATE:
+        raise ValueError(
+            f"it has {len(template):,} characters; at most {LONGEST_TEMPLATE:,} are read"
+        )
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
 

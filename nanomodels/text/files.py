@@ -25,13 +25,13 @@ def check_file(path, largest=LARGEST):
         raise ValueError(f"{path}: has {state.st_size} bytes; at most {largest} are read")
 
 
-def read_text(path, may_be_pipe=False, keep_returns=False):
+def read_text(path, may_be_pipe=False, keep_returns=False, largest=LARGEST):
     """Return the UTF-8 text of a file; a ValueError or FileNotFoundError names the file.
 
-    Carriage returns become line feeds unless keep_returns is True.
+    Carriage returns become line feeds unless keep_returns is True. A pipe may be of any size.
     """
     if not may_be_pipe:
-        check_file(path)
+        check_file(path, largest)
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:

@@ -15,10 +15,25 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
+from newcomers import (
+    DO_NOT_KNOW,
+    FOLLOW_UPS,
+    KINDS,
+    NO_REASON,
+    NOT_TOLD,
+    PETS,
+    REFUSALS,
+    SLOTS,
+    SURE,
+    TOLD,
+)
+
+from nanomodels.generation.calculator import calculate
+
 
 def lines(text):
     """Split "a | b | c" into its parts."""
-    return [part.strip() for part in text.replace("\n", " ").split("|") if part.strip()]
+    return [" ".join(part.split()) for part in text.split("|") if part.strip()]
 
 
 def pairs(text):
@@ -500,6 +515,8 @@ JOKES = (
     "What is brown and sticky? A stick!",
     "How do you make seven even? Take away the s!",
     "Two fish are in a tank. One asks: do you know how to drive this thing?",
+    "What do you call a bear without teeth? A gummy bear!",
+    "Why is six afraid of seven? Because seven ate nine!",
 )
 JOKE_REQUESTS = """Tell me a joke. | Do you know a joke? | Make me laugh. | Say something funny. |
 Another joke, please. | a joke | Can you tell me a joke? | I want to hear a joke. |
@@ -536,23 +553,6 @@ I can only speak English.
     Do you speak French? | Do you speak German? | Which languages do you speak? |
     Can you speak Spanish? | What languages do you know?
 """
-UNKNOWN = """Who is the president of {place}? | Who is the king of {place}? |
-How many people live in {place}? | What is the weather in {place}? | Will it rain tomorrow? |
-What time is it? | What day is it today? | What is the date today? |
-Who won the game last night? | What is the price of gold? | How much does a {word} cost? |
-What is the meaning of life? | Who is {name}? | Where is {name}? | When was {name} born? |
-What did {name} say about {word}? | Tell me about {word}. | What is a {word}? |
-What does {word} mean? | Why is {word} so {word2}? | Tell me a story about {word}. |
-How do I make {word}? | Write a poem about {word}. | Where can I find a {word}? |
-What is the population of {place}? | How far is it to {place}? | Who wrote {word} and {word2}? |
-What is my phone number? | Where did I put my {word}? | What should I eat today? |
-How old is {name}? | Who invented the {word}? | Do you know {name}? | Which {word} is the best? |
-Explain {word} to me. | Can you drive a {word}? | Translate {word} into French. |
-What is the news today? | How do I fix my {word}? | Write a program that sorts {word}. |
-What happened in 18{digit}{digit}? | Is {name} married? | Who is the author of {word}? |
-Give me advice on {word}. | How do I get to {place}? | Where is the nearest {word}? |
-What is the best {word} in {place}? | When did {name} die?"""
-DO_NOT_KNOW = "I do not know that. I am a very small model and know only a few simple things."
 NAMES = """
 Anna Ben Carla David Emma Frank Grace Henry Ida Jack Kate Leo Maria Noah Olivia Peter Quinn Rosa
 Sam Tom Ursula Victor Wendy Xavier Yara Zoe Alice Bob Charlie Diana Eric Fiona George Hannah Ivan
@@ -860,19 +860,79 @@ def arithmetic():
         topics.append(Topic(name, lines(trained), lines(unseen), items))
         if name in small:
             topics.append(Topic("sums to 12", lines(trained), lines(unseen), small[name]))
-    random = Random(6)
-    for sign, largest, refusal in (
-        ("+", 99, "I can only add numbers below 100."),
-        ("-", 99, "I can only subtract numbers below 100."),
-        ("x", 12, "I know the times tables only up to 12 x 12."),
-    ):
-        beyond = []
-        while len(beyond) < 1000:
-            a, b = (random.randrange(10 ** random.randint(1, 4)) for _ in range(2))
-            if max(a, b) > largest:
-                beyond.append(item(refusal, held_out(a, sign, b), a=a, b=b))
-        trained, unseen = SUMS[sign]
-        topics.append(Topic("things it cannot know", lines(trained), lines(unseen), beyond))
+    return topics
+
+
+def computed(expression, answer):
+    """An answer that the calculator helps with; {} in it is the value."""
+    value = calculate(expression)
+    tool = f"<|python_start|>{expression}<|python_end|><|output_start|>{value}<|output_end|>"
+    return tool + answer.format(value)
+
+
+def said(answer):
+    """What of an answer is text: all but the calculator's part."""
+    return answer.split("<|output_end|>")[-1]
+
+
+def sum_of(a, sign, b):
+    """The answer to a sum: by heart where it is learned so, else with the calculator."""
+    answer = computed(f"{a}{'*' if sign == 'x' else sign}{b}", f"{a} {sign} {b} = {{}}.")
+    by_heart = range(13 if sign == "x" else 100)
+    return said(answer) if a in by_heart and b in by_heart else answer
+
+
+def quotient_of(a, b):
+    """The answer to a division with the calculator: at most two decimals, the others cut off."""
+    value = a / b
+    if value == int(value):
+        shown = f"= {int(value)}"
+    else:
+        cut = re.match(r"\d+\.\d{1,2}", str(value))[0]
+        shown = f"= {cut}" if cut == str(value) else f"is about {cut}"
+    return computed(f"{a}/{b}", f"{a} / {b} {shown}.")
+
+
+def calculator():
+    """Sums beyond what is known by heart, with larger numbers, decimals or three numbers."""
+    random, topics = Random(6), []
+
+    def number():
+        return random.randrange(10 ** random.choice((1, 2, 2, 3, 3, 4)))
+
+    for sign, (trained, unseen) in SUMS.items():
+        items = {}
+        while len(items) < 5000:
+            a, b = number(), number()
+            if sign in "+-" and random.random() < 0.08:  # tenths and hundredths
+                a, b = a / random.choice((10, 100)), b / random.choice((1, 10))
+                a, b = (int(x) if x == int(x) else x for x in (a, b))
+                if len(str(calculate(f"{a}{sign}{b}"))) > 7:
+                    continue
+            elif sign == "/":
+                b = b % 100 + 1
+                a = a * b if random.random() < 0.5 else a
+                if a > 9999 or a < b or (a % b == 0 and b <= 12 and a <= 12 * b):
+                    continue
+            elif max(a, b) <= (12 if sign == "x" else 99):
+                continue
+            answer = quotient_of(a, b) if sign == "/" else sum_of(a, sign, b)
+            items[a, b] = item(answer, held_out(a, sign, b), a=a, b=b)
+        topics.append(Topic("calculator", lines(trained), lines(unseen), list(items.values())))
+    items = []
+    for _ in range(5000):
+        a, b, c = (random.randrange(10 ** random.choice((1, 2, 2, 3))) for _ in range(3))
+        first, second = random.choice(("++", "++", "+-", "-+", "--", "xx", "x+", "x-", "+x"))
+        text = f"{a} {first} {b} {second} {c}"
+        answer = computed(text.replace("x", "*").replace(" ", ""), text + " = {}.")
+        items.append(item(answer, held_out(text), sum=text, tight=text.replace(" ", "")))
+    trained = lines(
+        """
+        What is {sum}? | {sum} | {tight} | {tight}= | {sum} = | Calculate {sum}. | Compute {tight} |
+        What's {sum}? | How much is {sum}? | what is {tight} | Solve {sum}. | Tell me {sum}.
+        """
+    )
+    topics.append(Topic("calculator", trained, lines("Work out {sum}. | Evaluate {tight}."), items))
     return topics
 
 
@@ -929,10 +989,43 @@ LETTER_QUESTIONS = (
 )
 
 
+def spelled_backwards(word):
+    return f"{'-'.join(word)} backwards is {'-'.join(reversed(word))}."
+
+
+def letters_counted(word):
+    return f"{'-'.join(word)}: that is {len(word)} letters."
+
+
+def letter_counts(words):
+    """How often a letter is in a word: the word is spelled, and the calculator counts."""
+    random, items = Random(7), []
+    for word in (*EASY_WORDS.split(), *words):
+        hidden = word not in EASY_WORDS.split() and held_out("word", word)
+        for letter in dict.fromkeys((random.choice(word), random.choice(word + LETTERS))):
+            count = word.count(letter)
+            answer = f"There {'is' if count == 1 else 'are'} {{}} {letter} in {word}."
+            answer = computed(f'"{"-".join(word)}".count("{letter}")', answer)
+            items.append(item(answer, hidden, word=word, x=letter))
+    trained = lines(
+        """
+        How many {x} are in {word}? | How many {x}'s are there in {word}? |
+        How many {x} in {word}? | How many {x}s are in the word {word}? |
+        How many times is {x} in {word}? |
+        How many letters {x} are in {word}? | How often is {x} in {word}? |
+        Count the {x} in {word}. | How many times does {x} appear in {word}? |
+        How many {x}'s are in the word {word}? |
+        Count the letter {x} in {word}. | number of {x} in {word} | How many {x}'s in {word}?
+        """
+    )
+    unseen = lines("Tell me how many {x}'s are in {word}. | How many {x}'s does {word} have?")
+    return [Topic("letter counts", trained, unseen, items)]
+
+
 def spelling(words):
     """Spelling and letters, over easy words and over `words`, of which a tenth is held out."""
     easy = EASY_WORDS.split()
-    others = [word for word in words if word not in easy]
+    others = [word for word in words if word not in easy and len(word) <= 9]
     topics = []
     for group, hide in ((easy, False), (others, True)):
         spelled, backwards, first, last, count = [], [], [], [], []
@@ -941,10 +1034,9 @@ def spelling(words):
             spelled.append(item(letters, hidden, word=word))
             first.append(item(f"The first letter of {word} is {word[0]}.", hidden, word=word))
             last.append(item(f"The last letter of {word} is {word[-1]}.", hidden, word=word))
-            count.append(item(f"{letters}: that is {len(word)} letters.", hidden, word=word))
+            count.append(item(letters_counted(word), hidden, word=word))
             if len(word) <= 6:
-                backward = "-".join(reversed(word))
-                backwards.append(item(f"{letters} backwards is {backward}.", hidden, word=word))
+                backwards.append(item(spelled_backwards(word), hidden, word=word))
         items_of = (spelled, backwards, first, last, count)
         for (name, trained, unseen), items in zip(LETTER_QUESTIONS, items_of, strict=True):
             follow_ups = lines("And {word}? | What about {word}?")
@@ -1309,8 +1401,58 @@ def numbers():
     ]
 
 
-def chatting(words):
-    """Small talk, who it is, and what it cannot know."""
+def fields(random, words):
+    """A value for every slot of a refusal's phrasings."""
+
+    def letters():
+        return "".join(random.choices(LETTERS, k=random.randint(2, 8)))
+
+    def beyond():
+        """A number that is not a whole one below 100."""
+        if random.random() < 0.4:
+            return random.randrange(100, 10_000)
+        return random.randrange(10_000) / random.choice((10, 100, 1000))
+
+    found = {name: random.choice(values) for name, values in SLOT_VALUES.items()}
+    found |= {f"{name}2": random.choice(SLOT_VALUES[name]) for name in ("topic", "noun")}
+    word, noun = random.choice(words), random.choice(SLOT_VALUES["noun"])
+    pair = [beyond(), random.choice((beyond(), random.randrange(100)))]
+    x, y = random.sample(pair, 2)
+    return found | {
+        "a_thing": f"{article(noun)} {noun}",
+        "word": word,
+        "word2": random.choice(words),
+        "letters": letters(),
+        "letters2": letters(),
+        "year": random.randrange(1000, 2030),
+        "n": random.randrange(1, 1000),
+        "m": random.randrange(1, 30),
+        "x": x,
+        "y": y,
+    }
+
+
+SLOT_VALUES = {name: lines(values) for name, values in SLOTS.items()}
+
+
+def refusals(words):
+    """What it cannot know or do. Words with an answer of their own are not used."""
+    known = {
+        phrasing.lower() for phrasing in lines(re.sub("(?m)^[^ ].*", "|", SMALL_TALK + GENERAL))
+    }
+    known |= {word.lower() for line in COUNTRIES.split("\n") for word in line.split(", ")}
+    random, words = Random(5), [word for word in words if word not in known]
+    topics = []
+    for name, text in REFUSALS.items():
+        for answer, phrasings in re.findall(r"(^\S.*\n)((?:^ .*\n)+)", text, re.MULTILINE):
+            items = [Item(fields(random, words), (answer.strip(),)) for _ in range(1500)]
+            *trained, unseen, other = lines(phrasings)
+            topics.append(Topic(name, trained, [unseen, other], items))
+    return topics
+
+
+def chatting():
+    """Small talk, who it is, and made-up places."""
     random = Random(5)
     topics = listed("small talk", SMALL_TALK) + listed("who it is", IDENTITY)
     requests = lines(JOKE_REQUESTS)
@@ -1328,20 +1470,6 @@ def chatting(words):
             [item(f"Nice to meet you, {name}!", name=name) for name in NAMES.split()],
         )
     )
-    places = [line.split(", ")[0] for line in COUNTRIES.strip().splitlines()]
-    unknown = [
-        item(
-            DO_NOT_KNOW,
-            place=random.choice(places),
-            word=random.choice(words),
-            word2=random.choice(words),
-            name=random.choice(NAMES.split()),
-            digit=random.randrange(10),
-        )
-        for _ in range(3000)
-    ]
-    phrasings = lines(UNKNOWN)
-    topics.append(Topic("things it cannot know", phrasings[:-6], phrasings[-6:], unknown))
     starts = lines(
         "Bar | Zor | Mel | Tir | Vol | Gan | Lem | Quar | Ned | Sol | Fer | Dru | Kal | Os"
     )
@@ -1354,7 +1482,7 @@ def chatting(words):
     made_up = [name for name in dict.fromkeys(made_up) if name not in COUNTRIES]
     topics.append(
         Topic(
-            "things it cannot know",
+            "made-up places",
             lines("""
             What is the capital of {place}? | What's the capital of {place}? | capital of {place} |
             Tell me the capital of {place}. | Name the capital of {place}. |
@@ -1401,7 +1529,12 @@ WEIGHTS = {
     "general knowledge": 3,
     "small talk": 3,
     "who it is": 3,
-    "things it cannot know": 5,
+    "made-up places": 2,
+    "things it cannot know": 11,
+    "things it cannot do": 14,
+    "calculator": 9,
+    "letter counts": 3,
+    "follow-ups": 0,  # see Corpus.conversation
 }
 
 
@@ -1410,9 +1543,11 @@ class Corpus:
 
     def __init__(self, words):
         topics = geography() + arithmetic() + spelling(words) + calendar() + words_and_things()
-        topics += yes_or_no() + numbers() + listed("general knowledge", GENERAL) + chatting(words)
+        topics += yes_or_no() + numbers() + listed("general knowledge", GENERAL) + chatting()
+        topics += refusals(words) + calculator() + letter_counts(words)
         self.topics = {name: [t for t in topics if t.name == name] for name in WEIGHTS}
         self.systems, self.shouting = lines(SYSTEM), lines(SHOUTING)
+        self.words = [word for word in words if not held_out("word", word)]
 
     def pick(self, random):
         name = random.choices(list(WEIGHTS), WEIGHTS.values())[0]
@@ -1429,45 +1564,130 @@ class Corpus:
         """A conversation of one to four exchanges, sometimes with a system message."""
         roll = random.random()
         turns = [self.ask(self.pick(random), random)]
+        system = None
         if roll < 0.04:
             system = random.choice(self.systems)
-        elif roll < 0.05:
+        elif roll < 0.05 and turns[0][1] == said(turns[0][1]):
             system = random.choice(self.shouting)
             turns = [(turns[0][0], turns[0][1].upper())]
-        else:
-            system = None
-        if roll > 0.92:
+        elif roll > 0.93:
             turns = [self.ask(self.pick(random), random) for _ in range(random.randint(2, 4))]
-        elif roll > 0.88:
+        elif roll > 0.89:
             topic = self.pick(random)
             turns = [self.ask(topic, random)]
             for _ in range(random.randint(1, 2) * bool(topic.follow_ups)):
                 turns.append(self.ask(topic, random, topic.follow_ups))
-        elif roll > 0.87:
-            turns = self.introduction(random)
+        elif roll > 0.76:
+            *turns, (question, answers) = self.follow_up(random, "trained")
+            turns.append((question, random.choice(answers)))
         messages = [("system", system)] if system else []
         for question, answer in turns:
             messages += [("user", question), ("assistant", answer)]
         return messages
 
-    def introduction(self, random):
-        """Somebody says their name and asks for it later."""
-        name = random.choice(NAMES.split())
-        hello = random.choice(
-            ["My name is {}.", "I am {}.", "Hello, my name is {}.", "Hi, I'm {}."]
-        )
-        asked = random.choice(["What is my name?", "Do you know my name?", "Who am I?", "my name?"])
-        between = [self.ask(self.pick(random), random)] if random.random() < 0.5 else []
-        start, end = (
-            (hello.format(name), f"Nice to meet you, {name}!"),
-            (asked, f"Your name is {name}."),
-        )
-        return [start, *between, end]
+    def follow_up(self, random, phrasing):
+        """Turns of which the last one refers to those before: [(question, answer), ..., (question,
+        answers)]. The last question's phrasing is a "trained" or a "held out" one.
+        """
+        kind = random.choice((*FOLLOW_UPS, "told", "told", "told", "not told"))
+        if kind == "told":
+            return self.told(random, phrasing)
+        if kind == "not told":
+            answer, phrasings = random.choice(list(NOT_TOLD.items()))
+            return [self.last(random, phrasings, phrasing, (answer,))]
+        if kind in ("continent", "capital"):
+            history, country = self.about_a_country(random, kind)
+            topic = self.topics["continents" if kind == "continent" else "capitals"][0]
+            answers = next(i.answers for i in topic.items if i.fields["country"] == country)
+            return [history, self.last(random, FOLLOW_UPS[kind], phrasing, answers)]
+        if kind in ("plus", "minus", "times", "double"):
+            return self.sums(random, kind, phrasing)
+        if kind in ("backwards", "spell", "letters"):
+            history, word = self.about_a_word(random, kind)
+            form = {"backwards": spelled_backwards, "spell": "-".join, "letters": letters_counted}
+            return [history, self.last(random, FOLLOW_UPS[kind], phrasing, (form[kind](word),))]
+        if kind == "joke":
+            topic = next(t for t in self.topics["small talk"] if t.items[0].answers == JOKES)
+            history = self.ask(topic, random)
+            following = JOKES[(JOKES.index(history[1]) + 1) % len(JOKES)]
+            return [history, self.last(random, FOLLOW_UPS[kind], phrasing, (following,))]
+        history = self.ask(self.pick(random), random)
+        answer = {
+            "sure": SURE,
+            "why": NO_REASON,
+            "more": DO_NOT_KNOW,
+            "repeat": said(history[1]),
+        }[kind]
+        return [history, self.last(random, FOLLOW_UPS[kind], phrasing, (answer,))]
+
+    def last(self, random, phrasings, phrasing, answers, **slots):
+        """The last turn: (question, answers); of the phrasings the last one is the held-out one."""
+        *trained, unseen = lines(phrasings)
+        template = random.choice(trained) if phrasing == "trained" else unseen
+        return phrase(template, Item(slots, answers), random), answers
+
+    def about_a_country(self, random, kind):
+        """A turn about a country, which is not what is asked next: (turn, the country)."""
+        names = {"continent": ("capitals",), "capital": ("continents", "about countries")}[kind]
+        topic = self.topics[random.choice(names)][0]
+        entry = random.choice(topic.items)
+        template = random.choice(topic.trained)
+        return (phrase(template, entry, random), entry.answers[0]), entry.fields["country"]
+
+    def about_a_word(self, random, kind):
+        """A turn about a word: (turn, the word)."""
+        longest = 6 if kind == "backwards" else 9
+        name = random.choice(("opposites", "plurals")) if kind == "spell" else "spelling"
+        topic = random.choice(self.topics[name])
+        while True:
+            question, answer = self.ask(topic, random)
+            word = answer.replace("-", "") if name == "spelling" else answer.split()[-1][:-1]
+            if len(word) <= longest:
+                return (question, answer), word
+
+    def sums(self, random, kind, phrasing):
+        """A sum, and one to three times something done with its result."""
+        sign = {"plus": "+", "minus": "-", "times": "x", "double": "x"}[kind]
+        turns = []
+        while not turns or turns[0][1].split()[-1].startswith("-"):
+            name = random.choice(("addition", "subtraction", "multiplication"))
+            turns = [self.ask(self.topics[name][0], random)]
+        for _ in range(random.choice((1, 1, 1, 2))):
+            value = int(said(turns[-1][1]).split()[-1].rstrip("."))
+            n = 2 if kind == "double" else random.randint(1, 20)
+            if value < 0:
+                break
+            answers = (sum_of(value, sign, n),)
+            question, _ = self.last(random, FOLLOW_UPS[kind], phrasing, answers, n=n)
+            turns.append((question, answers[0]))
+        turns[-1] = (turns[-1][0], (turns[-1][1],))
+        return turns
+
+    def told(self, random, phrasing):
+        """Somebody says something of themselves, and asks for it at once or later."""
+        statements, reply, questions, answer = random.choice((*TOLD, TOLD[0], TOLD[0]))
+        kind = random.choice(list(KINDS))
+        slots = {
+            "name": random.choice((random.choice(NAMES.split()), self.made_up_name(random))),
+            "n": random.randint(5, 99),
+            "kind": kind,
+            "value": random.choice(lines(KINDS[kind])),
+            "pet": random.choice(lines(PETS)),
+        }
+        start = random.choice(lines(statements)).format(**slots), reply.format(**slots)
+        between = [self.ask(self.pick(random), random)] if random.random() < 0.4 else []
+        answers = (answer.format(**slots),)
+        return [start, *between, self.last(random, questions, phrasing, answers, **slots)]
+
+    def made_up_name(self, random):
+        """Some word as a name: what is said is to be copied, not known."""
+        return random.choice(self.words).capitalize()
 
     def exam(self, name, phrasing, items, count, random):
-        """`count` questions of one name: [(question, answers), ...], no question twice.
+        """`count` questions of one name: [(messages, answers), ...], no question twice.
 
-        phrasing is "trained" or "held out", items likewise.
+        phrasing is "trained" or "held out", items likewise. The last message is the question; each
+        is (role, text).
         """
         questions = {}
         topics = [
@@ -1475,11 +1695,17 @@ class Corpus:
             for topic in self.topics[name]
         ]
         topics = [(topic, entries) for topic, entries in topics if entries]
-        for _ in range(4 * count if topics else 0):
-            topic, entries = random.choice(topics)
-            template = random.choice(topic.trained if phrasing == "trained" else topic.held_out)
-            entry = random.choice(entries)
-            questions.setdefault(phrase(template, entry, random), entry.answers)
+        for _ in range(4 * count if topics or (name, items) == ("follow-ups", "trained") else 0):
+            turns = []
+            if topics:
+                topic, entries = random.choice(topics)
+                template = random.choice(topic.trained if phrasing == "trained" else topic.held_out)
+                entry = random.choice(entries)
+                question, answers = phrase(template, entry, random), entry.answers
+            else:
+                *turns, (question, answers) = self.follow_up(random, phrasing)
+            messages = [m for q, a in turns for m in (("user", q), ("assistant", a))]
+            questions.setdefault((*messages, ("user", question)), answers)
             if len(questions) == count:
                 break
         return list(questions.items())

@@ -2,12 +2,16 @@
 
 A story is an opening, one of `PLOTS` and an ending. A plot is a text with choices, `[one|another]`,
 which may be nested, and slots, `{thing}`, which keep their value through the story; so characters
-keep their name and pronoun, and what was lost is what is found.
+keep their name and pronoun, and what was lost is what is found. Two thirds of the names are rare or
+made up, so that a name is learned as something to copy from the beginning; `held_out_names` are in
+no story.
 
     story(Random(1))  # "Once upon a time, there was a happy girl named Ella. She lived ..."
 """
 
 import re
+import zlib
+from random import Random
 
 
 def listed(text):
@@ -23,12 +27,42 @@ BOYS = listed(
     "Tom|Ben|Max|Leo|Sam|Jack|Tim|Finn|Noah|Oscar|"
     "Peter|Hugo|Billy|Felix|Adam|Charlie|Toby|Luke|Danny|Milo"
 )
-NAMES = (*GIRLS, *BOYS)
+OTHER_GIRLS = listed(
+    "Abigail|Ada|Agnes|Amanda|Amelia|Andrea|Annika|Astrid|Audrey|Beatrice|Bianca|Brigitte|Carla|"
+    "Carmen|Caroline|Cecilia|Chloe|Christina|Daniela|Diana|Dorothy|Edith|Eleanor|Elena|Elizabeth|"
+    "Elsa|Emily|Esther|Eva|Fatima|Fiona|Flora|Florence|Freya|Gabriela|Gloria|Grace|Greta|Hannah|"
+    "Harriet|Hazel|Heidi|Helen|Ingrid|Irene|Isabel|Isla|Jasmine|Jessica|Joan|Josephine|Joy|Judith|"
+    "Julia|Karen|Katie|Kim|Laura|Leila|Lisa|Lola|Louise|Lydia|Mabel|Maria|Marina|Martha|Mary|"
+    "Maya|Mei|Miriam|Nadia|Naomi|Natalie|Nina|Olga|Olivia|Paula|Penelope|Priya|Rachel|Rebecca|"
+    "Sakura|Sally|Samira|Sandra|Silvia|Sofia|Susan|Tanya|Teresa|Tina|Una|Vera|Victoria|Violet|"
+    "Wendy|Xenia|Yasmin|Yuki"
+)
+OTHER_BOYS = listed(
+    "Aaron|Abdul|Ahmed|Albert|Alex|Andrew|Anton|Archie|Arthur|Boris|Bruno|Carl|Carlos|Chen|"
+    "Christopher|Daniel|David|Dennis|Diego|Dmitri|Edward|Eli|Emil|Eric|Ethan|Fabian|Fred|Gabriel|"
+    "George|Gustav|Hans|Harry|Hassan|Henry|Ibrahim|Igor|Isaac|Ivan|Jacob|Jamal|James|Jim|Joe|"
+    "Johan|Jonas|Joseph|Juan|Karl|Kevin|Klaus|Lars|Liam|Lucas|Magnus|Marco|Mark|Martin|Mateo|"
+    "Matthew|Michael|Mohamed|Nathan|Ned|Nico|Nils|Oliver|Otto|Pablo|Patrick|Paul|Pedro|Pierre|"
+    "Rafael|Raj|Richard|Robert|Robin|Rolf|Rudi|Samuel|Sebastian|Sergei|Simon|Stefan|Steven|Sven|"
+    "Theo|Thomas|Tony|Umar|Victor|Viktor|Walter|Wei|Yusuf|Zack"
+)
+# In no story: to measure whether a new name is copied.
+NEW_GIRLS = listed(
+    "Hilda|Jane|Alice|Sarah|Charlotte|Ursula|Matilda|Zara|Gwendolyn|Mona|Keiko|Aisha|Ottilie|"
+    "Tabitha|Vivian|Rosalind|Nell|Inez|Bridget|Saoirse"
+)
+NEW_BOYS = listed(
+    "Omar|John|William|Bob|Peregrine|Ravi|Kenji|Bartholomew|Dave|Ludwig|Quentin|Tariq|Ulrich|"
+    "Vincent|Wolfgang|Xavier|Zane|Gordon|Nigel|Ignatius"
+)
+NEW_NAMES = dict.fromkeys(NEW_GIRLS, True) | dict.fromkeys(NEW_BOYS, False)
 
-ANIMALS = listed("rabbit|fox|mouse|bear|duck|squirrel|frog|hedgehog|kitten|puppy|goat|turtle")
+ANIMALS = listed(
+    "rabbit|fox|mouse|bear|duck|squirrel|frog|hedgehog|kitten|puppy|goat|turtle|cat|dog|pig|dragon"
+)
 CHILD_HOMES = listed(
     "a small village|a little house by the sea|a town near the mountains|a house on a hill|"
-    "a farm with many cows|a red house by the river"
+    "a farmhouse near the woods|a red house by the river"
 )
 ANIMAL_HOMES = listed(
     "a big green forest|a warm hole under a tree|a quiet meadow|a garden full of flowers|"
@@ -39,6 +73,8 @@ OPENINGS = """
 Once upon a time, there was {hero} named {N}. {He} lived in {home} with {his} {parent}.
 Once upon a time, in {home}, there lived {hero} named {N}.
 Once upon a time, {hero} named {N} lived in {home}.
+Once upon a time there was {hero} named {N}. {He} lived in {home}.
+Once upon a time there was {hero}. {His} name was {N}, and {he} lived in {home}.
 Once there was {hero} named {N} who lived in {home}.
 Long ago, in {home}, there lived {hero} named {N}.
 There was once {hero} whose name was {N}. {He} lived in {home}.
@@ -376,13 +412,16 @@ def story(random):
 
 def characters(random):
     """The slots that every plot has: {N} the hero, {F} a friend, {parent}, and their pronouns."""
-    hero, friend = random.sample(NAMES, 2)
-    girl, friend_is_girl = hero in GIRLS, friend in GIRLS
+    girl, friend_is_girl = random.random() < 0.5, random.random() < 0.5
+    hero = friend = some_name(random, girl)
+    while friend == hero:
+        friend = some_name(random, friend_is_girl)
     he, him, his = ("she", "her", "her") if girl else ("he", "him", "his")
     parent = random.choice(["mother", "father"])
     adjective = random.choice(["little", "young", "happy", "kind", "brave", "clever", "small"])
     if random.random() < 0.6:
-        kind = "girl" if girl else "boy"
+        kinds = ("girl", "princess") if girl else ("boy", "prince")
+        kind = kinds[random.random() < 0.1]
         home = random.choice(CHILD_HOMES)
         called = f"{his} friend {friend}"
     else:
@@ -408,9 +447,58 @@ def characters(random):
     }
 
 
+def some_name(random, girl):
+    """A name: one of the 40 usual ones, one of the others, or one made up."""
+    kind = random.random()
+    if kind < 0.35:
+        return random.choice(GIRLS if girl else BOYS)
+    if kind < 0.6:
+        return random.choice(OTHER_GIRLS if girl else OTHER_BOYS)
+    while held_out(name := made_up(random)):
+        pass
+    return name
+
+
+def made_up(random):
+    """A name of two or three syllables that hardly anybody has: "Mirvo", "Tashelin"."""
+    starts = listed("b|br|d|dr|f|fl|g|gr|h|j|k|kl|l|m|n|p|pr|qu|r|s|sh|st|t|th|tr|v|w|y|z|")
+    vowels = listed("a|e|i|o|u|a|e|i|o|ai|ee|ia|oo|ou")
+    ends = listed("|||||l|n|r|s|m|k|x|ck|nd|rt|ll|th|sh")
+    count = random.choice((2, 2, 3))
+    parts = [random.choice(choices) for _ in range(count) for choices in (starts, vowels)]
+    return ("".join(parts) + random.choice(ends)).capitalize()
+
+
+def held_out(name):
+    """Whether a name is in no story: of the made-up ones one of ten, by a hash."""
+    return name in NEW_NAMES or zlib.crc32(name.encode()) % 10 == 0
+
+
+def held_out_names(count, seed):
+    """Names that are in no story: the 40 real ones, then made-up ones. [(name, of a girl), ...]"""
+    random, names = Random(seed), dict(NEW_NAMES)
+    while len(names) < count:
+        if held_out(name := made_up(random)):
+            names.setdefault(name, random.random() < 0.5)
+    return list(names.items())[:count]
+
+
+def ordinary_words():
+    """Every word that a story can write with a capital letter and that is no name."""
+    texts = list(OPENINGS)
+    for choices, plot in PLOTS.values():
+        texts += [plot, *(value for values in choices.values() for value in values)]
+    # What a slot writes at the start of a sentence.
+    texts.append("He She His Her Mother Father An The")
+    return set(re.findall("[A-Z][a-z]+", " ".join(texts)))
+
+
+ORDINARY = ordinary_words()
+
+
 def names_in(text):
-    """The names in a text, each once, in order."""
-    return [word for word in dict.fromkeys(re.findall("[A-Z][a-z]+", text)) if word in NAMES]
+    """The names in a text, each once, in order: the words that only a name can be."""
+    return [w for w in dict.fromkeys(re.findall("[A-Z][a-z]+", text)) if w not in ORDINARY]
 
 
 def main_character(text):

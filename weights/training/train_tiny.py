@@ -30,7 +30,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-from chat_corpus import WEIGHTS, Corpus
 from recall_corpus import (
     COLOURS,
     FACTS,
@@ -48,7 +47,7 @@ from recall_corpus import (
     small_talk,
 )
 from safetensors.torch import save_file
-from story_corpus import last_named, main_character, names_in, story
+from story_corpus import NEW_NAMES, held_out_names, last_named, main_character, names_in, story
 from tokenizers import (
     AddedToken,
     Regex,
@@ -66,8 +65,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 # The checkout's, installed or not.
+from chat_corpus import WEIGHTS, Corpus, said  # noqa: E402
+
 from nanomodels import nanochat, nemotron, nemotron_h  # noqa: E402
 from nanomodels.checkpoint import loading  # noqa: E402
+from nanomodels.generation import calculator  # noqa: E402
+from nanomodels.text import tokenizer as text_tokenizer  # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 # The recipe of nanochat-tiny, and what all share
@@ -76,7 +79,7 @@ VOCAB_SIZE = 1536
 STEPS = 3200
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (128,) * 6 + (256, 512)  # taken in turn; mostly short, so that attention is cheap
-TEXT_SHARE = ((0.15, 0.6), (0.85, 0.12), (1.0, 0.06))  # up to this part of the run, this much text
+TEXT_SHARE = ((0.12, 0.5), (0.85, 0.08), (1.0, 0.04))  # up to this part of the run, this much text
 MATRIX_RATE, EMBEDDING_RATE, HEAD_RATE = 0.02, 0.2, 0.008
 WARMUP, DECAY = 0.02, 0.6  # parts of the run
 SEED = 1
@@ -119,7 +122,7 @@ def nanochat_config(token_id):
         "model_type": "nanochat",
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 256,
-        "intermediate_size": 1024,
+        "intermediate_size": 1152,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -157,12 +160,14 @@ def nanochat_files(config):
 # --------------------------------------------------------------------------------------------------
 # The recipe of nemotron-tiny
 
-STORY_STEPS = 1000
+STORY_STEPS = 1200
 STORY_ROW_LENGTHS = (256, 256, 256, 512)
 # Nothing normalises a Nemotron's embedding: smaller steps for it.
 STORY_RATES = {"matrix": MATRIX_RATE, "embedding": 0.05, "head": HEAD_RATE, "other": 0.01}
 HELD_OUT_SEED = 20_000
 SAMPLES, TEMPERATURE, PROMPT = 200, 0.7, "Once upon a time"
+STORY_LENGTH = 400  # of new tokens at most
+NEW_NAME_PROMPT = "Once upon a time, there was a little {} named {}."
 
 # The first ids, as in the family's 256,000 pieces; the 256 bytes follow them, then the pieces.
 STORY_SPECIAL_TOKENS = [
@@ -182,7 +187,7 @@ def nemotron_config(token_id):
         "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 48,
+        "head_dim": 64,
         "max_position_embeddings": max(STORY_ROW_LENGTHS),
         "hidden_act": "relu2",
         "norm_eps": 1e-5,
@@ -191,6 +196,7 @@ def nemotron_config(token_id):
             "rope_theta": 10000.0,
             "partial_rotary_factor": 0.5,
         },
+        "partial_rotary_factor": 0.5,  # llama.cpp reads it here
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
@@ -208,6 +214,7 @@ def nemotron_config(token_id):
 def nemotron_files(config):
     """Of nemotron-tiny what tokenizer_config.json and generation_config.json have of their own."""
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    named["add_bos_token"] = False
     named["additional_special_tokens"] = STORY_SPECIAL_TOKENS[4:]
     return named, {}, config["eos_token_id"], {"do_sample": True, "temperature": TEMPERATURE}
 
@@ -366,7 +373,7 @@ def shakespeare():
 
 def make_corpus():
     """The conversations; the words to spell are those of the plays."""
-    words = re.findall(r"\b[a-z]{3,9}\b", shakespeare()[0])
+    words = re.findall(r"\b[a-z]{3,12}\b", shakespeare()[0])
     return Corpus(list(dict.fromkeys(words)))
 
 
@@ -381,7 +388,7 @@ def train_tokenizer(corpus):
         random = Random(SEED)
         for _ in range(60_000):
             for _, text in corpus.conversation(random):
-                yield text
+                yield re.sub(r"<\|\w+\|>", "\n", text)
 
     merges = learn_merges(
         texts(), SPLIT_PATTERN.replace("{1,2}", ""), VOCAB_SIZE - len(SPECIAL_TOKENS)
@@ -396,7 +403,7 @@ def train_tokenizer(corpus):
     )
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} ids, not {VOCAB_SIZE}")
-    return tokenizer
+    return tokenizer, {}
 
 
 def split_by(pattern):
@@ -441,7 +448,10 @@ def byte_letters():
 
 
 def train_story_tokenizer(_):
-    """SentencePiece's BPE with byte fallback, as tokenizers has it: no normaliser but the ▁."""
+    """SentencePiece's BPE with byte fallback: as tokenizers has it, and the file of its own.
+
+    No normaliser but the ▁. llama.cpp reads the tokenizer.model.
+    """
     import sentencepiece
 
     random, learned = Random(SEED), io.BytesIO()
@@ -463,7 +473,8 @@ def train_story_tokenizer(_):
         num_threads=1,
         minloglevel=2,
     )
-    return convert(sentencepiece.SentencePieceProcessor(model_proto=learned.getvalue()))
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=learned.getvalue())
+    return convert(pieces), {"tokenizer.model": learned.getvalue()}
 
 
 def convert(pieces):
@@ -516,7 +527,7 @@ def train_recall_tokenizer(_):
     tokenizer.add_special_tokens(RECALL_SPECIAL_TOKENS)
     if tokenizer.get_vocab_size() != RECALL_VOCAB_SIZE:
         raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} ids")
-    return tokenizer
+    return tokenizer, {"chat_template.jinja": RECALL_TEMPLATE.encode()}
 
 
 class RecallRows:
@@ -641,7 +652,11 @@ class StoryRows:
 
 
 class Rows:
-    """Rows to train on: (ids, targets), a target -100 where nothing is to be learned."""
+    """Rows to train on: (ids, targets), a target -100 where nothing is to be learned.
+
+    As in nanochat's own fine-tuning that is all but what the assistant says; of that all but the
+    calculator's results, which are put into the text and not chosen.
+    """
 
     def __init__(self, corpus, tokenizer, seed):
         self.corpus, self.tokenizer, self.random = corpus, tokenizer, Random(seed)
@@ -694,12 +709,22 @@ class Rows:
         for messages in conversations:
             ids, learned = [self.special["<|bos|>"]], [0]
             for role, _ in messages:
-                said = next(encoded).ids
-                mine = int(role == "assistant")
-                ids += [self.special[f"<|{role}_start|>"], *said, self.special[f"<|{role}_end|>"]]
-                learned += [0, *[mine] * (len(said) + 1)]
+                more = [*next(encoded).ids, self.special[f"<|{role}_end|>"]]
+                ids += [self.special[f"<|{role}_start|>"], *more]
+                mine = role == "assistant"
+                learned += [0, *(self.chosen(more) if mine else [0] * len(more))]
             rendered.append((ids, learned))
         return rendered
+
+    def chosen(self, ids):
+        """For each id of what the assistant says: 1, but 0 in a result of the calculator."""
+        start, end = self.special["<|output_start|>"], self.special["<|output_end|>"]
+        flags, result = [], False
+        for i in ids:
+            result |= i == start
+            flags.append(int(not result))
+            result &= i != end
+        return flags
 
 
 # --------------------------------------------------------------------------------------------------
@@ -909,8 +934,8 @@ def say(text, end="\n"):
 # The folder
 
 
-def write_folder(folder, model, config, tokenizer, recipe):
-    """Write the Hub's files beside `folder`, then put them in its place."""
+def write_folder(folder, model, config, tokenizer, beside, recipe):
+    """Write the Hub's files and those of `beside` near `folder`, then put them in its place."""
     partial, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -935,8 +960,8 @@ def write_folder(folder, model, config, tokenizer, recipe):
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     (partial / "model.safetensors").chmod(0o644)
     tokenizer.save(str(partial / "tokenizer.json"))
-    if recipe.template:
-        (partial / "chat_template.jinja").write_text(recipe.template, encoding="utf-8")
+    for name, content in beside.items():
+        (partial / name).write_bytes(content)
     write("config.json", config)
     write(
         "tokenizer_config.json",
@@ -970,31 +995,40 @@ def write_folder(folder, model, config, tokenizer, recipe):
 
 
 @torch.inference_mode()
-def answer_all(model, tokenizer, questions, max_new_tokens=72):
-    """The greedy answer to each question alone; questions of one length share a batch."""
+def answer_all(model, folder, conversations, max_new_tokens=72):
+    """The greedy answer to each conversation, without the calculator's part.
+
+    conversations: tuples of (role, text), the last one a question. Those of one length share a
+    batch.
+    """
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    helper = calculator.Calculator(text_tokenizer.Tokenizer.load(folder))
     special = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     lengths = defaultdict(list)
-    for question in questions:
-        said = tokenizer.encode(question, add_special_tokens=False).ids
-        prompt = [special["<|bos|>"], special["<|user_start|>"], *said]
-        prompt += [special["<|user_end|>"], special["<|assistant_start|>"]]
-        lengths[len(prompt)].append((question, prompt))
-    answers = {}
+    for messages in conversations:
+        prompt = [special["<|bos|>"]]
+        for role, text in messages:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            prompt += [special[f"<|{role}_start|>"], *ids, special[f"<|{role}_end|>"]]
+        prompt.append(special["<|assistant_start|>"])
+        lengths[len(prompt)].append((messages, prompt))
+    answers, stops = {}, (special["<|assistant_end|>"], special["<|bos|>"])
     for length, group in lengths.items():
-        ids = torch.tensor([prompt for _, prompt in group])
-        done = torch.zeros(len(ids), dtype=torch.bool)
-        cache = model.new_cache(len(ids), length + max_new_tokens)
-        logits = model(ids, cache=cache, logits_to_keep=1)
-        told = []
+        rows = [helper.row() for _ in group]
+        told = [[] for _ in group]
+        cache = model.new_cache(len(group), length + max_new_tokens)
+        logits = model(torch.tensor([prompt for _, prompt in group]), cache=cache, logits_to_keep=1)
         for _ in range(max_new_tokens):
-            token = logits[:, -1].argmax(-1)
-            done |= (token == special["<|assistant_end|>"]) | (token == special["<|bos|>"])
-            told.append(token.masked_fill(done, special["<|bos|>"]))
-            if done.all():
+            tokens = logits[:, -1].argmax(-1).tolist()
+            tokens = [row.next(token) for row, token in zip(rows, tokens, strict=True)]
+            for row, token in zip(told, tokens, strict=True):
+                row.append(token)
+            if all(not set(stops).isdisjoint(row) for row in told):
                 break
-            logits = model(token[:, None], cache=cache)
-        for (question, _), row in zip(group, torch.stack(told, 1).tolist(), strict=True):
-            answers[question] = tokenizer.decode(row, skip_special_tokens=True)
+            logits = model(torch.tensor(tokens)[:, None], cache=cache)
+        for (messages, _), row in zip(group, told, strict=True):
+            end = next((n for n, token in enumerate(row) if token in stops), len(row))
+            answers[messages] = said(tokenizer.decode(row[:end], skip_special_tokens=False))
     return answers
 
 
@@ -1024,13 +1058,14 @@ def evaluate(folder, questions_per_cell):
         for column in columns
     }
     questions = [question for exam in exams.values() for question, _ in exam]
-    answers = answer_all(model, tokenizer, dict.fromkeys(questions))
+    answers = answer_all(model, folder, dict.fromkeys(questions))
     wrong = []
     for name in WEIGHTS:
         cells = []
         for column in columns:
             exam = exams[name, column]
-            misses = [(q, answers[q], right[0]) for q, right in exam if answers[q] not in right]
+            right = {q: [said(answer) for answer in all_right] for q, all_right in exam}
+            misses = [(q, answers[q], right[q][0]) for q in right if answers[q] not in right[q]]
             wrong += [(name, *column, *miss) for miss in misses[:2]]
             cells.append(f"{1 - len(misses) / len(exam):.1%} of {len(exam)}" if exam else "-")
         print(f"{name:24} " + " ".join(f"{cell:>15}" for cell in cells))
@@ -1041,17 +1076,21 @@ def evaluate(folder, questions_per_cell):
     )
     print("\nSome wrong answers:")
     for name, phrasing, items, question, answer, right in wrong:
-        print(f"  {name}, phrasing {phrasing}, item {items}: {question!r}")
+        asked = " / ".join(said(text) for _, text in question)
+        print(f"  {name}, phrasing {phrasing}, item {items}: {asked!r}")
         print(f"    {answer!r}, not {right!r}")
 
 
 @torch.inference_mode()
-def sample(model, prompt, stop, count, length, seed):
-    """`count` rows of `length` ids that go on after the prompt, at TEMPERATURE; stop fills them."""
+def sample(model, prompts, stop, length, seed):
+    """Rows of `length` ids that go on after the prompts, at TEMPERATURE; stop fills them.
+
+    prompts: rows of ids, all of one length.
+    """
     generator = torch.Generator().manual_seed(seed)
-    done = torch.zeros(count, dtype=torch.bool)
-    cache = model.new_cache(count, len(prompt) + length)
-    logits = model(torch.tensor([prompt] * count), cache=cache, logits_to_keep=1)
+    done = torch.zeros(len(prompts), dtype=torch.bool)
+    cache = model.new_cache(len(prompts), len(prompts[0]) + length)
+    logits = model(torch.tensor(prompts), cache=cache, logits_to_keep=1)
     told = []
     for _ in range(length):
         chances = (logits[:, -1] / TEMPERATURE).softmax(-1)
@@ -1082,18 +1121,34 @@ def evaluate_stories(folder, _):
         f"byte, {tokens} tokens of {size / tokens:.2f} bytes"
     )
     prompt = tokenizer.encode(PROMPT).ids
-    rows = sample(model, prompt, end, SAMPLES, 300, HELD_OUT_SEED)
+    rows = sample(model, [prompt] * SAMPLES, end, STORY_LENGTH, HELD_OUT_SEED)
     whole = [row for row in rows if end in row]
     within = sum(end in row[:200] for row in rows)
     texts = [tokenizer.decode([*prompt, *row]) for row in whole]
     print(f"{SAMPLES} stories after {PROMPT!r} at temperature {TEMPERATURE}:")
-    print(f"  ended by </s>: {within} in 200 new tokens, {len(whole)} in 300")
+    print(f"  ended by </s>: {within} in 200 new tokens, {len(whole)} in {STORY_LENGTH}")
     for kind, stories in (("ended samples", texts), ("held-out stories", told)):
         same = sum(main_character(text) == last_named(text) for text in stories)
         two = sum(len(names_in(text)) <= 2 for text in stories)
         print(
             f"  {kind}, {len(stories)}: same main character at the end {same}, no third name {two}"
         )
+    lengths, kept = defaultdict(dict), {True: 0, False: 0}  # {length: {name: prompt}}
+    names = held_out_names(SAMPLES, HELD_OUT_SEED)
+    for name, girl in names:
+        prompt = tokenizer.encode(NEW_NAME_PROMPT.format("girl" if girl else "boy", name)).ids
+        lengths[len(prompt)][name] = prompt
+    for group in lengths.values():
+        rows = sample(model, list(group.values()), end, STORY_LENGTH, HELD_OUT_SEED)
+        for (name, prompt), row in zip(group.items(), rows, strict=True):
+            text = tokenizer.decode([*prompt, *row])
+            whole = end in row and main_character(text) == last_named(text) == name
+            kept[name in NEW_NAMES] += whole and len(names_in(text)) <= 2
+    made_up = len(names) - len(NEW_NAMES)
+    print(
+        f"  a hero's name that is in no story is kept: {kept[True]} of {len(NEW_NAMES)} real "
+        f"ones, {kept[False]} of {made_up} made-up ones"
+    )
     print("\nThe first ones:")
     for text in texts[:3]:
         print(f"  {text}\n")
@@ -1212,14 +1267,13 @@ class Recipe:
     config: Callable  # config.json to train
     files: Callable  # what the folder's other files have of their own
     corpus: Callable
-    tokenizer: Callable
+    tokenizer: Callable  # of the corpus: the tokenizer, and {file: bytes} to lie beside it
     rows: type
     steps: int
     row_lengths: tuple  # (up to this part of the run, lengths taken in turn), ...
     rates: dict
     evaluate: Callable
     tokens_per_step: int = TOKENS_PER_STEP
-    template: str = ""  # chat_template.jinja, where it has a file of its own
 
 
 MODELS = {
@@ -1269,7 +1323,6 @@ MODELS = {
         rates=RECALL_RATES,
         evaluate=evaluate_recall,
         tokens_per_step=RECALL_TOKENS_PER_STEP,
-        template=RECALL_TEMPLATE,
     ),
 }
 
@@ -1320,14 +1373,14 @@ def main():
         steps = options.steps or recipe.steps
         say("making the corpus and the tokenizer")
         corpus = recipe.corpus()
-        tokenizer = recipe.tokenizer(corpus)
+        tokenizer, beside = recipe.tokenizer(corpus)
         config = recipe.config(tokenizer.token_to_id)
         model = recipe.new(recipe.read_config(config))
         initialise(model, SEED)
         size = sum(weight.numel() for weight in model.parameters())
         say(f"training {options.model}: {size:,} parameters, {steps} steps")
         train(model, recipe.rows(corpus, tokenizer, SEED), steps, recipe)
-        write_folder(folder, model, config, tokenizer, recipe)
+        write_folder(folder, model, config, tokenizer, beside, recipe)
         say(f"wrote {folder}")
     recipe.evaluate(folder, options.questions)
 
