@@ -38,7 +38,6 @@ TESTS = {
     "convert": ["convert", "hostile_files"],
     "writing": ["convert"],
     "settings": ["inputs", "decoding"],
-    "ids": ["inputs"],
     "command": ["generate", "program"],
     "downloading": ["finding"],
     "nanochat_pickle": ["tokenizer"],
