@@ -54,7 +54,9 @@ def rotation(rope, positions, length):
     frequencies. (transformers 5.23.0 changes them during a text and keeps the older keys.)
     """
     length = length if rope.rope_type in ("dynamic", "longrope") else None
-    inv_freq, scale = frequencies(rope, length, positions.device)
+    # What torch.export traces are no numbers to keep.
+    compute = frequencies.__wrapped__ if torch.compiler.is_compiling() else frequencies
+    inv_freq, scale = compute(rope, length, positions.device)
     angles = positions.float()[..., None] * inv_freq  # (b, t, dim/2)
     return angles.cos() * scale, angles.sin() * scale
 

@@ -198,7 +198,7 @@ class Actor(torch.nn.Module):
 
     def new_cache(self, batch, max_length):
         ids = KV(*torch.zeros(2, batch, 1, max_length, 1))
-        return Cache([ids], batch, max_length, "cpu")
+        return Cache([ids], batch, max_length, self.config, torch.zeros(1))
 
     def forward(self, ids, *, cache, attention_mask=None, logits_to_keep=0):
         call = cache.begin(*ids.shape, attention_mask)

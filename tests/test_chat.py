@@ -285,7 +285,7 @@ def test_ctrl_c_in_an_answer_keeps_what_was_said_and_the_chat_goes_on(talk, monk
     stop_at(chat, monkeypatch, 5)
     out, err, _ = talk(chat, FRANCE, "Hello!")
     said, _ = out.splitlines()
-    assert said == "The capital of Fran"
+    assert 0 < len(said) < len(PARIS) and PARIS.startswith(said)
     assert chat.messages[1]["content"] == said, "all that was said was shown"
     assert len(chat.turns) == 2
     assert len(err) == 2, "figures"

@@ -791,7 +791,7 @@ MUTANTS = {
     ),
     "a chat without the answers": (
         "conversation.py",
-        '"content": said.stream.parts or said.text',
+        '"content": parts or said.text',
         '"content": ""',
     ),
     "a chat that forgets the newest turn": (
@@ -1040,7 +1040,7 @@ MUTANTS = {
     ),
     "names: a file of the cache names any folder": (
         "finding.py",
-        're.fullmatch(r"\w+", commit) and ',
+        r're.fullmatch(r"\w+", commit) and ',
         "",
     ),
     "names: the first step of a nanochat run": (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import nanomodels
 from nanomodels import nanochat, nanochat_2026
+from nanomodels.cache import NoCache
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = [
@@ -222,7 +223,7 @@ def test_a_window_keeps_one_key_more_than_it_looks_back(narrow):
     """N4: a token sees 18 earlier ones and itself, so 19 keys."""
     layer = narrow.layers[0].self_attn
     mask_of = nanochat_2026.window_mask
-    call = nanochat_2026.NoCache(1, "cpu").begin(1, 30)
+    call = NoCache(1, "cpu").begin(1, 30)
     assert mask_of(call, call.positions, 18)[0, 0, 29].nonzero().flatten().tolist() == [
         *range(11, 30)
     ]

@@ -567,7 +567,7 @@ def test_nemotron_minis_chat_always_has_a_system_block(tmp_path):
         "<extra_id_0>System\n\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\n"
     )
     assert ours.render_chat(*CHATS["calls"][:1], tools=[{"name": "f"}]) == (
-        '<extra_id_0>System\n\n<tool> {"name": "f"} </tool>\n\n'
+        '<extra_id_0>System\n<tool> {"name": "f"} </tool>\n\n'
         "<extra_id_1>User\nWie ist das Wetter? <extra_id_0>\n"
         '<extra_id_1>Assistant\n<toolcall> {"name": "weather", "arguments": {"city": "Zürich"}} '
         '</toolcall>\n<extra_id_1>Tool\n{"c": 7}\n<extra_id_1>Assistant\n'

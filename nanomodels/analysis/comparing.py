@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from nanomodels.rope import frequencies
 from nanomodels.text.files import one_line
 
 EQUAL = 1e-9  # in float64: right code differs by 1e-15, an eps of 1e-5 for 1e-6 by 3e-10 or more
@@ -33,6 +34,14 @@ wind blew out the lamp. She counted: one, two, three, four. Then she heard it ag
 
 class Double(TorchFunctionMode):
     """float32 means float64: .float() and dtype=torch.float32 keep all digits."""
+
+    def __enter__(self):
+        frequencies.cache_clear()  # it may have them in float32
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        frequencies.cache_clear()
+        return super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.float:

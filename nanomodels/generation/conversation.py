@@ -293,7 +293,9 @@ class Reply:
         if taken_back:
             self.chat.turns = self.before
         else:
-            answer = {"role": "assistant", "content": said.stream.parts or said.text}
+            knows_parts = "python_output" in (self.chat.tokenizer.chat_template or "")
+            parts = said.stream.parts if knows_parts else None
+            answer = {"role": "assistant", "content": parts or said.text}
             if said.reasoning is not None:
                 answer["reasoning_content"] = said.reasoning
             self.turn.messages = [*self.asked, answer]

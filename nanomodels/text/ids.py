@@ -8,6 +8,8 @@ def list_of_ids(name, ids):
 
     Raises ValueError for anything else, such as text: "12" is not the ids 1 and 2.
     """
+    if hasattr(ids, "__next__"):
+        ids = list(ids)  # outside of `try`: its own errors are no fault of the ids
     try:
         if isinstance(ids, (str, bytes)):
             raise TypeError
