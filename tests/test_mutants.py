@@ -50,7 +50,7 @@ TESTS = {
     "tokenizer_config": ["tokenizer"],
     "names": ["loading"],
     "stop_ids": ["loading"],
-    "rope": ["rope", "config"],
+    "rope": ["rope", "config", "compile"],
     "conversation": ["conversation", "generate"],
     "chat": ["chat"],
     "generate": ["generate"],
@@ -1109,6 +1109,11 @@ MUTANTS = {
         "prepacked.py",
         "if torch.compiler.is_compiling():",
         "if False:",
+    ),
+    "compile: frequencies of an export are kept": (
+        "rope.py",
+        "frequencies.__wrapped__ if torch.compiler.is_compiling() else frequencies",
+        "frequencies",
     ),
     "cache: another model's is taken": ("cache.py", "and cache.config != config:", "and False:"),
     "cache: only the same object's is taken": (
