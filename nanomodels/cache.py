@@ -494,8 +494,8 @@ def check_inference_mode(tensor):
         return
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
-            "the cache was made or changed under torch.inference_mode(), and this call is not; "
-            "call the model under it, too, or make the cache outside"
+            "the cache was made or changed under torch.inference_mode(), but this call is outside; "
+            "call the model under it, too, or use the cache's clone()"
         )
 
 

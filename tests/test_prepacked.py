@@ -123,6 +123,20 @@ def test_a_weight_is_packed_once_that_pays(monkeypatch, kernel):
     module(random_rows(100, 96))
 
 
+@each_kernel
+def test_in_a_compiled_model_it_is_f_linear(kernel):
+    """A graph cannot have the kernels; before and after prepacking, nothing of it changes."""
+    plain, x = plain_linear(), random_rows(3, 96)
+    module = FastLinear(plain, kernel, wait=1)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), plain(x))
+        assert module.packed is None and module.wait == 1
+        module(x)
+        assert module.packed is not None
+        assert torch.equal(compiled(x), plain(x))
+
+
 def test_a_prompt_pays_at_once_where_f_linear_is_slow_for_many_rows():
     assert OneDNN.work(512) < OneDNN.wait and FBGEMM.work(512) > FBGEMM.wait > FBGEMM.work(1)
 

@@ -1,11 +1,16 @@
 """How likely a model finds a text: the log-probability of each token, given all before it."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from nanomodels.text.ids import list_of_ids
+
+if TYPE_CHECKING:
+    from nanomodels.checkpoint.loading import Model
 
 ROWS = 16  # texts that are read at the same time
 PIECE = 512  # tokens that one call is given, at most
@@ -20,22 +25,24 @@ class Score:
     probability of each. top has for each the likeliest tokens at its place, as (id, logprob).
     """
 
-    ids: list
-    logprobs: list
-    top: list
+    ids: list[int]
+    logprobs: list[float]
+    top: list[list[tuple[int, float]]]
 
     @property
-    def loss(self):
+    def loss(self) -> float:
         """The mean of -logprob, as a transformers model returns it for labels."""
         return -math.fsum(self.logprobs) / len(self.logprobs)
 
     @property
-    def perplexity(self):
+    def perplexity(self) -> float:
         """exp(loss): 1 if each token was certain, the size of the vocabulary for a blind guess."""
         return math.exp(self.loss)
 
 
-def score(model, texts, *, given=1, top=0):
+def score(
+    model: "Model", texts: Iterable[Iterable[int]], *, given: int = 1, top: int = 0
+) -> list[Score]:
     """Score texts, each a list of token ids: a list of Score, in their order.
 
     The first `given` tokens of each text are not scored, only read: 1, because nothing comes before

@@ -29,13 +29,14 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from nanomodels.cache import Call, check_path, write_tensors
 
@@ -68,7 +69,9 @@ active = threading.Lock()  # held by the one trace that is active
 
 
 @contextmanager
-def trace(model, *names, keep=None):
+def trace(
+    model: nn.Module, *names: str, keep: Callable[[str, Tensor], Tensor] | None = None
+) -> Iterator["Records"]:
     """Record the named quantities of all calls of the model inside the `with`. Yields a Records.
 
     names may have `*` for any part between dots: "layers.*.dt". Without names, all are recorded
