@@ -248,9 +248,9 @@ def test_an_answer_can_be_iterated_printed_and_asked_for_figures():
     assert list(reply) == [], "once"
     assert (reply.finish_reason, reply.reasoning, reply.forgotten) == ("stop", None, 0)
     assert (reply.prompt_tokens, reply.reused_tokens, reply.new_tokens) == (13, 0, 11)
-    assert chat.reply is reply and chat.length == 22
+    assert chat.reply is reply and chat.length == 24
     assert repr(reply) == "<Reply: 'The capital of France is Paris.', stop>"
-    assert repr(chat) == "<Chat with NanoChat: 1 turns, 22 of 512 tokens>"
+    assert repr(chat) == "<Chat with NanoChat: 1 turns, 24 of 512 tokens>"
     assert chat.ask("And of Spain?", stop_ids=[], max_new_tokens=3).text == "The capital of"
     assert chat.reply.finish_reason == "length"
     assert chat.ask("Hi", max_new_tokens=0).text == ""

@@ -123,7 +123,7 @@ def test_make_demo_refuses_an_old_python_before_it_sets_anything_up(tmp_path):
     old = "import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path(sys.argv[1])"
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{old}" "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    make = ["make", "demo", "PYTHON=./python"]
+    make = ["make", "--no-print-directory", "demo", "PYTHON=./python"]
     result = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     said, todo, _ = result.stderr.splitlines()  # the last is make's own
