@@ -206,7 +206,10 @@ def test_the_shipped_models_are_the_same(capsys, name):
     assert report["same"] is True
     assert report["tokens"] == 40
     assert max(block["own"] for block in report["blocks"]) <= 1e-12
-    assert report["greedy"]["same"] == report["greedy"]["tokens"] == 32
+    # On some CPUs a tie falls the other way: two logits of 8 to 16 that rounding brings together.
+    greedy = report["greedy"]
+    assert greedy["tokens"] == 32 and greedy["same"] > 8
+    assert greedy["same"] == 32 or greedy["margin"] <= 2 * 2**-4
 
 
 def test_the_first_layers_alone(capsys):
