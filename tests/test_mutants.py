@@ -1158,6 +1158,44 @@ MUTANTS = {
         "return count + sum(",
         "return sum(",
     ),
+    "parallel: a mixer is not added up": (
+        "parallel.py",
+        'if last in ("self_attn", "mlp", "mixer"):',
+        'if last in ("self_attn", "mlp"):',
+    ),
+    "parallel: a bias on every rank": (
+        "parallel.py",
+        "return Once(tensor) if ranks.rank else tensor",
+        "return tensor",
+    ),
+    "parallel: key/value heads in turns": (
+        "parallel.py",
+        "first = ranks.rank * heads // ranks.count",
+        "first = ranks.rank % heads",
+    ),
+    "parallel: z and x as one block": (
+        "parallel.py",
+        "(inner, *xBC, config.mamba_num_heads)",
+        "(2 * inner, *xBC[1:], config.mamba_num_heads)",
+    ),
+    "parallel: C and dt as one block": (
+        "parallel.py",
+        "(inner, *xBC, config.mamba_num_heads)",
+        "(inner, *xBC[:2], xBC[2] + config.mamba_num_heads)",
+    ),
+    "parallel: the scaling factor twice": (
+        "parallel.py",
+        "(chosen >= count), count), weights",
+        "(chosen >= count), count), weights * router.config.routed_scaling_factor",
+    ),
+    "parallel: experts of others by number": (
+        "parallel.py",
+        "chosen, weights = output[0] - first, output[1]",
+        "chosen, weights = output",
+    ),
+    "parallel: ids of others have a row": ("parallel.py", "others[..., None], 0))", "others[..., None], 1))"),
+    "parallel: logits in another order": ("parallel.py", "torch.cat(parts, dim=-1)", "torch.cat(parts[::-1], dim=-1)"),
+    "parallel: int4 scales of other groups": ("quantized.py", "take(self.scales, 0, groups)", "self.scales[: sum(g.stop - g.start for g in groups)]"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanomodels.cli.job import this_job
 from nanomodels.cli.terminal import note, report
 from nanomodels.text.files import read_text, say
 
@@ -127,7 +128,7 @@ def stats(talk, _):
 
 def read(talk, argument):
     path = path_of(argument)
-    text = read_text(path)
+    text = this_job().shared(lambda: read_text(path))
     talk.before.append(text)
     note(f"({path}: {len(text)} characters, which go before your next message)")
 

@@ -17,9 +17,10 @@ from nanomodels.checkpoint.finding import SHIPPED, find, origin
 from nanomodels.cli.batch import run_batch, write_json
 from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
 from nanomodels.cli.history import History, history_path
-from nanomodels.cli.line_input import MessageReader
+from nanomodels.cli.job import this_job
+from nanomodels.cli.line_input import MessageReader, SharedMessages
 from nanomodels.cli.progress import Progress
-from nanomodels.cli.rows import read_rows
+from nanomodels.cli.rows import shared_rows
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import Screen, discard_stdout, report, use_utf8
 from nanomodels.generation.settings import generation_config
@@ -138,7 +139,7 @@ def parse_arguments(argv, prog="generate.py"):
 
 
 def main(argv=None, prog="generate.py"):
-    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)))
+    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)), this_job().speak)
     if status in (1, 2, 141):
         discard_stdout()
     return status
@@ -146,7 +147,9 @@ def main(argv=None, prog="generate.py"):
 
 def run(args):
     use_utf8()
-    rows = read_rows(args)  # None: chat
+    job = this_job()
+    job.meet()
+    rows = shared_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
     from nanomodels.cache import check_target
@@ -167,13 +170,16 @@ def run(args):
         raise ValueError("--draft-lookup goes with one prompt and one sample")
     if (args.save_state or args.load_state) and texts > 1:
         raise ValueError("--save-state and --load-state go with one prompt and one sample")
+    if job.is_parallel and (args.save_state or args.load_state or args.cuda_graph):
+        raise ValueError("--save-state, --load-state and --cuda-graph do not go with torchrun")
     if args.save_state is not None:
         check_target(args.save_state)  # before the work
     if args.cuda_graph and (device != "cuda" or args.draft_lookup):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     if rows is None and (args.json or args.num_samples != 1):
         raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-    catch_interrupts()
+    if not job.is_parallel:  # there Ctrl-C ends the program at once
+        catch_interrupts()
     folder = find(args.model)
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(folder))
@@ -181,7 +187,7 @@ def run(args):
     if device == "cpu":
         keep_memory()
     if rows is None:
-        with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
+        with messages_for(job) as messages:  # keeps what is typed meanwhile
             chat = start_chat(args, settings, *load_checkpoint(args, folder, device, dtype))
             converse(chat, messages, args.quiet)
         return
@@ -194,16 +200,25 @@ def run(args):
     run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
 
 
+def messages_for(job):
+    """What reads the messages of a chat."""
+    reader = MessageReader(History(history_path())) if job.rank == 0 else None
+    return SharedMessages(job, reader) if job.is_parallel else reader
+
+
 def load_checkpoint(args, folder, device, dtype):
     """The model and the tokenizer in a folder."""
-    from nanomodels import Tokenizer, load
+    from nanomodels import Tokenizer
+    from nanomodels.checkpoint.loading import finish, read
     from nanomodels.checkpoint.names import left_out
     from nanomodels.config import parameter_count
     from nanomodels.linears.sizes import device_of, formats
 
-    began = time.perf_counter()
+    job, began = this_job(), time.perf_counter()
     with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
-        model = load(folder, device, dtype, progress, args.era, args.quantize)
+        source = read(folder, args.era, quantize=args.quantize, ranks=job.ranks)
+        job.connect(device)
+        model = finish(source, job.device(device), dtype, progress)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(folder)
@@ -215,6 +230,7 @@ def load_checkpoint(args, folder, device, dtype):
             f"{parameter_count(model) / 1e6:.1f}M parameters",
             " and ".join(formats(model)),
             f"{device_of(model)}",
+            *([f"1 of {job.count} processes"] if job.is_parallel else []),
         )
         if model.skipped:
             report("skipped", left_out(model.skipped))
@@ -225,7 +241,9 @@ def start_encoder(args, tokenizer):
     """The encoder of the prompts."""
     from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
-    document = None if args.document is None else read_text(args.document, may_be_pipe=True)
+    job, document = this_job(), None
+    if args.document is not None:
+        document = job.shared(lambda: read_text(args.document, may_be_pipe=True))
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
@@ -233,7 +251,7 @@ def start_encoder(args, tokenizer):
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
         return TextEncoder(tokenizer, document)
     texts = [text for text in (args.system, document) if text is not None]
-    tools = None if args.tools is None else read_tools(args.tools)
+    tools = None if args.tools is None else job.shared(lambda: read_tools(args.tools))
     try:
         return ChatEncoder(
             tokenizer, "\n\n".join(texts) if texts else None, args.think, tools, args.trust_text

@@ -10,8 +10,9 @@ The lines of a file are text, or JSON where its name ends in .jsonl or where it 
 import json
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+from nanomodels.cli.job import this_job
 from nanomodels.text.files import one_line, read_text
 
 KEYS = ("id", "messages", "prompt", "system")  # of a line
@@ -73,6 +74,17 @@ def read_rows(args):
     if not text:
         raise ValueError(f"the prompt is empty ({where}); give some text")
     return [Row([user(text)])]
+
+
+def shared_rows(args):
+    """`read_rows` on rank 0 of this Job, for all ranks."""
+
+    def read():
+        rows = read_rows(args)
+        return None if rows is None else [asdict(row) for row in rows]
+
+    rows = this_job().shared(read)
+    return None if rows is None else [Row(**row) for row in rows]
 
 
 def read_input():

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from nanomodels.cli.job import this_job
 from nanomodels.cli.wrap import Output
 from nanomodels.text.files import printable, say, show
 
@@ -143,15 +144,15 @@ def report_unanswered(completions):
 
 
 def peak_memory(device):
-    """Bytes: on a GPU of the device, else of this process."""
+    """Bytes: on a GPU of the device, else of this process; of several, of the largest."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated(device)
+        return this_job().largest(torch.cuda.max_memory_allocated(device))
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return this_job().largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def use_utf8():

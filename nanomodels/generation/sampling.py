@@ -17,14 +17,15 @@ class Sampler:
 
     It holds what belongs to the rows: a random generator each, a calculator's state and, for the
     repetition penalty, the tokens that each text already has. Rows are in the order of
-    `generate_batch`. seed and vocab_size of the settings must not be None.
+    `generate_batch`. seed and vocab_size of the settings must not be None. share(tokens), if given,
+    returns the tokens that rank 0 has chosen (linears/parallel.py).
     """
 
-    def __init__(self, settings, prompts, device="cpu"):
+    def __init__(self, settings, prompts, device="cpu", share=None):
         samples = range(settings.num_samples)
         seeds = [settings.seed + j for _ in prompts for j in samples]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.settings = settings
+        self.settings, self.share = settings, share
         calculator = settings.calculator
         self.calculations = [calculator.row() for _ in seeds] if calculator else None
         # Below a millionth, a difference of 0.0001 between logits is 100 nats: that is greedy.
@@ -43,6 +44,8 @@ class Sampler:
             tokens = logits.argmax(-1)
         else:
             tokens = draw(self.probabilities(logits), self.generators)
+        if self.share is not None:
+            tokens = self.share(tokens)
         if self.calculations:
             pairs = zip(self.calculations, tokens.tolist(), strict=True)
             tokens = tokens.new_tensor([row.next(token) for row, token in pairs])
