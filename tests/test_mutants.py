@@ -58,6 +58,7 @@ TESTS = {
     "terminal": ["generate", "chat"],
     "sizes": ["generate"],
     "stored": ["modelopt", "quantized"],
+    "quantized": ["quantized", "parallel"],
     "cpu": ["prepacked", "attention"],
     "sampling": ["decoding", "calculator", "logprobs"],
     "stream": ["decoding", "calculator", "generate"],
@@ -1193,9 +1194,21 @@ MUTANTS = {
         "chosen, weights = output[0] - first, output[1]",
         "chosen, weights = output",
     ),
-    "parallel: ids of others have a row": ("parallel.py", "others[..., None], 0))", "others[..., None], 1))"),
-    "parallel: logits in another order": ("parallel.py", "torch.cat(parts, dim=-1)", "torch.cat(parts[::-1], dim=-1)"),
-    "parallel: int4 scales of other groups": ("quantized.py", "take(self.scales, 0, groups)", "self.scales[: sum(g.stop - g.start for g in groups)]"),
+    "parallel: ids of others have a row": (
+        "parallel.py",
+        "others[..., None], 0))",
+        "others[..., None], 1))",
+    ),
+    "parallel: logits in another order": (
+        "parallel.py",
+        "torch.cat(parts, dim=-1)",
+        "torch.cat(parts[::-1], dim=-1)",
+    ),
+    "parallel: int4 scales of other groups": (
+        "quantized.py",
+        "take(self.scales, 0, groups)",
+        "self.scales[: sum(g.stop - g.start for g in groups)]",
+    ),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ fills it with its part of each weight:
 
     by rows      q_proj, k_proj, v_proj, up_proj, in_proj ...: some of the outputs
     by columns   o_proj, down_proj, out_proj: some of the inputs, so the output is one of N summands
-    experts      whole, 1/N of them on each rank; what the router sends to others counts nothing here
+    experts      whole, 1/N of them on each rank; what the router sends to others is 0 here
     embedding    1/N of the vocabulary; of other ids the rows are 0
     head         1/N of the vocabulary
     the rest     whole on every rank: norms, routers, the projections of latent experts
@@ -42,6 +42,7 @@ CUT_SIZES = (
 ROWS = ("embed_tokens", "embeddings", "lm_head", "q_proj", "up_proj", "fc1")
 KEY_VALUE_ROWS = ("k_proj", "v_proj", "ve_gate")
 COLUMNS = ("o_proj", "down_proj", "fc2", "out_proj")
+PER_HEAD = ("A_log", "D", "dt_bias")  # of Mamba-2
 SUMMANDS = (*COLUMNS, "fc2_latent_proj")  # their bias is added once, on rank 0
 MOST_PROCESSES = 64  # that an error message tries
 
@@ -193,9 +194,7 @@ def cut_tensor(name, stored_name, tensor, config, ranks):
     size = tensor.shape[dim]
     if module in KEY_VALUE_ROWS or module == "value_embed":
         pieces = [key_value_slice(size, config.num_key_value_heads, ranks)]
-    elif module in (*ROWS, *COLUMNS) or (parent, module) == ("mixer", "norm"):
-        pieces = slices([size], ranks)
-    elif leaf in ("A_log", "D", "dt_bias"):
+    elif {module, leaf} & {*ROWS, *COLUMNS, *PER_HEAD} or (parent, module) == ("mixer", "norm"):
         pieces = slices([size], ranks)
     elif module in ("in_proj", "conv1d"):
         inner = config.mamba_num_heads * config.mamba_head_dim
