@@ -85,7 +85,7 @@ def part_of(model, ranks, dtype=torch.float32):
 
 
 def check(model, part):
-    """The same logits in one call, in pieces of ragged rows, after a snapshot; and the same text."""
+    """The same logits: in one call, in pieces of ragged rows, after a snapshot; the same text."""
     ids = random_ids(model, 3, 40)
     whole, found = model(ids), part(ids)
     close(found, whole)
