@@ -2,7 +2,7 @@
 
     python weights/training/train_more.py FOLDER OUT     # 1,100 steps, 15 minutes
 
-The rows are as in the last 40 % of a run of train_tiny.py, of another seed; the learning rates begin
+The rows are as in the last 40 % of a run of train_tiny.py, of another seed; learning rates begin
 at 0.6 of that run's and fall to 0.
 """
 
