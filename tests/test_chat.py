@@ -382,7 +382,8 @@ def test_json_cannot_control_the_terminal_either_and_stays_the_same(monkeypatch,
     said = Said(EVIL)
     said.tokens = [1]
     encoder = SimpleNamespace(tokenizer=None)
-    batch.write_json(rows.Row([rows.user("é\x9b")]), 1, 0, said, GenerationSettings(), encoder)
+    text = batch.Text(rows.Row([rows.user("é\x9b")]), 1, 0, said)
+    batch.write_json(text, GenerationSettings(), encoder)
     line = sys.stdout.getvalue()
     assert ("\x9b" in line) != terminal
     assert "é" in line

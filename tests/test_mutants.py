@@ -59,6 +59,8 @@ TESTS = {
     "sizes": ["generate"],
     "stored": ["modelopt", "quantized"],
     "quantized": ["quantized", "parallel"],
+    "continuous": ["batches"],
+    "output": ["batches"],
     "cpu": ["prepacked", "attention"],
     "sampling": ["decoding", "calculator", "logprobs"],
     "stream": ["decoding", "calculator", "generate"],
@@ -1208,6 +1210,52 @@ MUTANTS = {
         "quantized.py",
         "take(self.scales, 0, groups)",
         "self.scales[: sum(g.stop - g.start for g in groups)]",
+    ),
+    "continuous: the sampler keeps other rows": (
+        "continuous.py",
+        "sampler = self.sampler.joined(live, sampler)",
+        "sampler = self.sampler.joined([*range(len(live))], sampler)",
+    ),
+    "continuous: logits of other rows": (
+        "continuous.py",
+        "torch.cat((self.logits[live], logits))",
+        "torch.cat((self.logits[: len(live)], logits))",
+    ),
+    "continuous: rows beyond the bound": (
+        "continuous.py",
+        "count = len(live) + (len(numbers) + 1) * samples",
+        "count = (len(numbers) + 1) * samples",
+    ),
+    "continuous: no room for what is left": (
+        "continuous.py",
+        "size = count * ((used + left) * self.slot_bytes",
+        "size = count * (used * self.slot_bytes",
+    ),
+    "continuous: ended rows go on": ("continuous.py", "is_end or not goes_on or", "is_end or"),
+    "cache: joined rows by slot": (
+        "cache.py",
+        "order = (positions == PADDING).byte()",
+        "order = (positions != positions).byte()",
+    ),
+    "cache: joined rows have no padding": (
+        "cache.py",
+        "new.has_padding = bool((new.counts < new.length).any())",
+        "new.has_padding = False",
+    ),
+    "output: a torn line stays": (
+        "output.py",
+        "self.file.truncate(self.size)",
+        "self.size = self.file.seek(0, 2)",
+    ),
+    "output: another run's lines are taken": (
+        "output.py",
+        'and found["prompt"] == row.messages[-1]["content"]',
+        "and True",
+    ),
+    "rows: shards overlap": (
+        "rows.py",
+        "(number - 1) * len(rows) // count : number",
+        "(number - 1) * (len(rows) - 1) // count : number",
     ),
 }  # fmt: skip
 

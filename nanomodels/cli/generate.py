@@ -10,15 +10,17 @@ of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from nanomodels.checkpoint.finding import SHIPPED, find, origin
-from nanomodels.cli.batch import run_batch, write_json
+from nanomodels.cli.batch import Text, run_batch, write_json
 from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
 from nanomodels.cli.history import History, history_path
 from nanomodels.cli.job import this_job
 from nanomodels.cli.line_input import MessageReader, SharedMessages
+from nanomodels.cli.output import OutputFile
 from nanomodels.cli.progress import Progress
 from nanomodels.cli.rows import shared_rows
 from nanomodels.cli.start import catch_interrupts
@@ -80,6 +82,13 @@ def parse_arguments(argv, prog="generate.py"):
         help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
         'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
     )
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the JSON lines of --prompt-file there; a run that was stopped goes on",
+    )
+    add("--shard", metavar="K/N", help="only part K of N of --prompt-file, counted from 1")
     add(
         "--document",
         type=Path,
@@ -166,8 +175,8 @@ def run(args):
     if args.draft_lookup < 0:
         raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
     texts = len(rows or ()) * args.num_samples
-    if args.draft_lookup and texts > 1:
-        raise ValueError("--draft-lookup goes with one prompt and one sample")
+    if (args.draft_lookup or args.cuda_graph) and (texts > 1 or args.prompt_file is not None):
+        raise ValueError("--draft-lookup and --cuda-graph go with one prompt and one sample")
     if (args.save_state or args.load_state) and texts > 1:
         raise ValueError("--save-state and --load-state go with one prompt and one sample")
     if job.is_parallel and (args.save_state or args.load_state or args.cuda_graph):
@@ -178,6 +187,11 @@ def run(args):
         raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
     if rows is None and (args.json or args.num_samples != 1):
         raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
+    output = None if args.output is None else open_output(args, rows)
+    if output is not None and output.count == len(rows) * args.num_samples:
+        if not args.quiet:
+            report("total", f"{args.output} has all {output.count} texts")
+        return
     if not job.is_parallel:  # there Ctrl-C ends the program at once
         catch_interrupts()
     folder = find(args.model)
@@ -191,13 +205,24 @@ def run(args):
             chat = start_chat(args, settings, *load_checkpoint(args, folder, device, dtype))
             converse(chat, messages, args.quiet)
         return
-    model, tokenizer = load_checkpoint(args, folder, device, dtype)
-    if args.prompt_file is None and args.num_samples == 1:
-        answer_once(args, start_chat(args, settings, model, tokenizer), rows)
-        return
-    calculator = calculator_for(tokenizer)
-    settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
-    run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
+    with output or nullcontext():
+        model, tokenizer = load_checkpoint(args, folder, device, dtype)
+        if args.prompt_file is None and args.num_samples == 1:
+            answer_once(args, start_chat(args, settings, model, tokenizer), rows)
+            return
+        calculator = calculator_for(tokenizer)
+        settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
+        run_batch(args, model, settings, rows, start_encoder(args, tokenizer), output)
+
+
+def open_output(args, rows):
+    """The OutputFile of --output, with the seed that it was begun with."""
+    output = OutputFile(args.output, rows, args.num_samples)
+    if output.seed is not None and args.seed not in (None, output.seed):
+        raise ValueError(f"{args.output}: was begun with --seed {output.seed}; give another name")
+    if output.seed is not None:
+        args.seed = output.seed
+    return output
 
 
 def messages_for(job):
@@ -208,7 +233,7 @@ def messages_for(job):
 
 def load_checkpoint(args, folder, device, dtype):
     """The model and the tokenizer in a folder."""
-    from nanomodels import Tokenizer
+    from nanomodels import Tokenizer, load
     from nanomodels.checkpoint.loading import finish, read
     from nanomodels.checkpoint.names import left_out
     from nanomodels.config import parameter_count
@@ -216,9 +241,12 @@ def load_checkpoint(args, folder, device, dtype):
 
     job, began = this_job(), time.perf_counter()
     with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
-        source = read(folder, args.era, quantize=args.quantize, ranks=job.ranks)
-        job.connect(device)
-        model = finish(source, job.device(device), dtype, progress)
+        if job.is_parallel:
+            source = read(folder, args.era, quantize=args.quantize, ranks=job.ranks)
+            job.connect(device)  # after a ValueError for sizes that cannot be cut
+            model = finish(source, job.device(device), dtype, progress)
+        else:
+            model = load(folder, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(folder)
@@ -291,7 +319,8 @@ def answer_once(args, chat, rows):
         if interrupted:
             raise KeyboardInterrupt
         if args.json:
-            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings, chat.encoder)
+            text = Text(row, reply.prompt_tokens, 0, reply.completion)
+            write_json(text, reply.settings, chat.encoder)
     if args.save_state is not None:
         with chat.progress:
             chat.save(args.save_state)

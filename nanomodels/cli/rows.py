@@ -61,7 +61,10 @@ def read_rows(args):
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        return read_file(args.prompt_file)
+        rows = read_file(args.prompt_file)
+        return rows if args.shard is None else shard(rows, args.shard)
+    if args.output is not None or args.shard is not None:
+        raise ValueError("--output and --shard go with --prompt-file")
     if args.prompt is not None:
         where, text = "the argument", args.prompt
     elif args.chat or (sys.stdin is not None and sys.stdin.isatty()):
@@ -74,6 +77,15 @@ def read_rows(args):
     if not text:
         raise ValueError(f"the prompt is empty ({where}); give some text")
     return [Row([user(text)])]
+
+
+def shard(rows, text):
+    """Part K of N of some rows, for "K/N"; all parts one after another are the rows."""
+    match = re.fullmatch(r"0*([1-9]\d{0,8})/0*([1-9]\d{0,8})", text)
+    number, count = map(int, match.groups()) if match else (1, 0)
+    if number > count:
+        raise ValueError(f"--shard is {text!r:.40}; it must be K/N, part K of N, counted from 1")
+    return rows[(number - 1) * len(rows) // count : number * len(rows) // count]
 
 
 def shared_rows(args):

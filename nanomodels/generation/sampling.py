@@ -7,6 +7,7 @@ generator and draws one number a token, so its text does not depend on the other
 Shapes: b rows, v vocabulary.
 """
 
+import copy
 import math
 
 import torch
@@ -52,6 +53,24 @@ class Sampler:
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         return tokens
+
+    def kept(self, rows):
+        """A Sampler with some of the rows, as they are now."""
+        new = copy.copy(self)
+        new.generators = [self.generators[i] for i in rows]
+        new.calculations = self.calculations and [self.calculations[i] for i in rows]
+        new.seen = None if self.seen is None else self.seen[rows]
+        return new
+
+    def joined(self, rows, other):
+        """A Sampler with some of the rows, and then all of another's."""
+        new = self.kept(rows)
+        new.generators += other.generators
+        if new.calculations is not None:
+            new.calculations += other.calculations
+        if new.seen is not None:
+            new.seen = torch.cat((new.seen, other.seen))
+        return new
 
     def penalise(self, logits):
         """Lower the logits of tokens that the text already has, arXiv 1909.05858 section 4.1."""
