@@ -29,7 +29,7 @@ TESTS = {
     "states": ["states"],
     "prompts": ["conversation", "generate"],
     "reuse": ["conversation", "states"],
-    "cache": ["front_door", "cache", "drafts", "conversation"],
+    "cache": ["front_door", "cache", "drafts", "conversation", "batches"],
     "loading": ["front_door", "loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "tensors": ["loading", "hostile_files"],
@@ -605,9 +605,8 @@ MUTANTS = {
     "config: modules without end": ("config.py", "layers + experts > tensors", "layers < 0"),
     "config: modules are counted too late": (
         "loading.py",
-        "        check_counts(model_config, len(named))\n"
-        "        model = build(model_class, model_config)\n",
-        "        model = build(model_class, model_config)\n"
+        "        check_counts(model_config, len(named))\n",
+        "        build(model_class, model_config)\n"
         "        check_counts(model_config, len(named))\n",
     ),
     "NanoChat 2026: hidden before the last norm": (
