@@ -34,6 +34,8 @@ class Letters:
         3: "\u2028<!--".encode(),
     }
 
+    vocab_size = 10**6  # more than any model here
+
     def token_bytes(self, token):
         return self.odd.get(token, chr(97 + token % 26).encode())
 
@@ -176,6 +178,19 @@ def test_long_texts_show_the_last_tokens_and_short_ones_work(model, monkeypatch)
     assert page["alternatives"] == [] and page["roads"] == []
     with pytest.raises(ValueError, match="the context holds"):
         page_of(model, model.context_length + 1)
+
+
+def test_progress_ends_at_its_end(model, monkeypatch):
+    """It never falls, and what the model reads is about what was announced."""
+    monkeypatch.setattr(explaining, "SHOWN", 20)
+    ids, calls = random_ids(model, 1, 50)[0].tolist(), []
+    explaining.explain(
+        model, Letters(), ids[:40], ids[40:], {}, lambda *numbers: calls.append(numbers)
+    )
+    done, totals = zip(*calls, strict=True)
+    assert done[0] == 0 and done[-1] == totals[0] and len({*totals}) == 1
+    assert list(done) == sorted(done) and done[-2] > 0.7 * totals[0]
+    assert not model._forward_hooks
 
 
 def test_pages_are_small():

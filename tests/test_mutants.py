@@ -21,6 +21,7 @@ SECONDS = 600  # for the tests of one mutant; a mutant may hang
 TESTS = {
     "ids": ["inputs", "decoding"],
     "scoring": ["scoring"],
+    "score": ["scoring"],
     "explaining": ["explaining"],
     "comparing": ["comparing"],
     "tracing": ["tracing"],
