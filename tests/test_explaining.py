@@ -169,11 +169,16 @@ def test_the_page_is_one_file_that_asks_nobody(model):
     assert page["tokens"][2] == "⟨f0 9f⟩"
 
 
+@torch.inference_mode()
 def test_long_texts_show_the_last_tokens_and_short_ones_work(model, monkeypatch):
     monkeypatch.setattr(explaining, "SHOWN", 10)
-    page, arrays = read(page_of(model, 30)[0])
+    html, ids = page_of(model, 30)
+    page, arrays = read(html)
     assert page["first"] == 20 and arrays["stream"].shape[1] == 10
     assert len(page["tokens"]) == 30
+    p = model(torch.tensor([ids]))[0].softmax(-1)
+    for i, found in enumerate(page["alternatives"], 21):
+        assert found["p"] == pytest.approx(p[i - 1, ids[i]].item(), abs=1e-6), "all was read"
     page, _ = read(page_of(model, ids=[1], answer=1)[0])
     assert page["alternatives"] == [] and page["roads"] == []
     with pytest.raises(ValueError, match="the context holds"):

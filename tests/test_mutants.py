@@ -1087,13 +1087,29 @@ MUTANTS = {
     ),
     "score: padding counts": (
         "scoring.py",
-        "slice(given - 1, len(text) - 1)",
-        "slice(given - 1, None)",
+        "min(start + piece, len(text) - 1)",
+        "start + piece",
     ),
     "score: each token's own place": (
         "scoring.py",
-        "ids[:, here.start + 1 : here.stop + 1, None]",
-        "ids[:, here.start : here.stop, None]",
+        "ids[row, begin + 1 : end + 1]",
+        "ids[row, begin:end]",
+    ),
+    "score: the prompt is scored": ("scoring.py", "max(start, given[row] - 1)", "start"),
+    "score: a prompt that is not read": (
+        "score.py",
+        "return [*prompt, *tokenizer.encode(row.text, add_bos=False)], len(prompt)",
+        "return tokenizer.encode(row.text), 1",
+    ),
+    "save: the place is looked at too late": (
+        "cache.py",
+        "tempfile.TemporaryFile(dir=path.parent).close()",
+        "pass",
+    ),
+    "explain: what is not shown is not read": (
+        "explaining.py",
+        "prefill(model, [ids[:first]], start)",
+        "start.length = first",
     ),
     "explain: a lens without the last norm": ("explaining.py", "x = model.norm_f(x)", "pass"),
     "compile: a graph that depends on the experts chosen": (
