@@ -1111,6 +1111,11 @@ MUTANTS = {
         "prefill(model, [ids[:first]], start)",
         "start.length = first",
     ),
+    "explain: whatever a head looks at is a copy": (
+        "explaining.py",
+        "if look[0] >= SURE and ids[look[3]] == ids[i + 1]]",
+        "if look[0] >= SURE]",
+    ),
     "explain: a lens without the last norm": ("explaining.py", "x = model.norm_f(x)", "pass"),
     "compile: a graph that depends on the experts chosen": (
         "experts.py",

@@ -25,6 +25,7 @@ TOP = 10  # alternatives of each token
 LENS = 3  # tokens of the lens
 ROADS, ROAD = 3, 12  # close calls, and tokens of what would have followed
 EXPERTS = 8  # of each token, the best ones
+SURE = 0.5  # share of a head's attention from which on it looks at one token
 KEYS_BYTES = 1_200_000  # of all attention and memory rows, before they are compressed
 MANY = (16, 8, 4, 2)  # heaviest keys of a row that are kept
 LETTERS = {"Mamba": "M", "Attention": "*", "MoE": "E", "MLP": "-"}
@@ -68,6 +69,7 @@ def make_page(model, tokenizer, ids, prompt, start, about):
         "alternatives": alternatives(tokenizer, logits, ids, first),
         "lens": lens_rows(model, tokenizer, records, layers, ids[first + 1 :], numbers),
         "layers": describe(model, records, layers, ids, start),
+        "copies": copies(records, layers, ids, max(first, prompt - 1), first),
         "roads": roads(model, tokenizer, logits, ids, max(first, prompt - 1), start),
         "bytes": state_bytes(model),
     }
@@ -133,23 +135,50 @@ def token_text(tokenizer, token):
 
 
 def alternatives(tokenizer, logits, ids, first):
-    """For each shown token but the first: its probability, rank, and the likeliest in its place."""
+    """After each shown token: the likeliest next ones, and the probability and rank of the one that
+    came. After the last token nothing came.
+    """
     rows = []
     probabilities = logits.softmax(-1)
-    for place, token in enumerate(ids[first + 1 :]):
+    for place, following in enumerate([*ids[first + 1 :], None]):
         values, tokens = probabilities[place].topk(min(TOP, logits.shape[-1]))
-        mine = probabilities[place, token]
-        rows.append(
-            {
-                "p": round(mine.item(), 6),
-                "rank": int((probabilities[place] > mine).sum()) + 1,
-                "top": [
-                    [token_text(tokenizer, i), round(p, 6)]
-                    for i, p in zip(tokens.tolist(), values.tolist(), strict=True)
-                ],
-            }
-        )
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        row = {"top": [[token_text(tokenizer, i), round(p, 6)] for i, p in pairs]}
+        if following is not None:
+            p = probabilities[place, following]
+            rank = int((probabilities[place] > p).sum()) + 1
+            row |= {"p": round(p.item(), 6), "rank": rank}
+        rows.append(row)
     return rows
+
+
+def copies(records, layers, ids, begin, first):
+    """Where a head looked at the very token that was written next: runs, the longest first.
+
+    A run is `count` tokens from token `at` on, which are those from token `from` on. Heads of
+    `layer` looked there, each with at least `share`; `head` is that of the first token.
+    """
+    runs = []
+    for i in range(begin, len(ids) - 1):
+        looks = []  # (share, layer, head, key)
+        for layer, name in enumerate(layers):
+            if f"{name}.attention" in records.shapes:
+                shares, keys = records[f"{name}.attention"][0, :, i - first].max(-1)
+                pairs = zip(shares.tolist(), keys.tolist(), strict=True)
+                looks += [(share, layer, head, key) for head, (share, key) in enumerate(pairs)]
+        looks = [look for look in looks if look[0] >= SURE and ids[look[3]] == ids[i + 1]]
+        if runs and runs[-1]["at"] + runs[-1]["count"] == i + 1:
+            last = runs[-1]
+            wanted = last["layer"], last["from"] + last["count"]
+            if on := [look for look in looks if (look[1], look[3]) == wanted]:
+                last["count"] += 1
+                last["share"] = min(last["share"], max(on)[0])
+                continue
+        if looks:
+            share, layer, head, key = max(looks)
+            run = {"at": i + 1, "from": key, "count": 1, "share": share}
+            runs.append(run | {"layer": layer, "head": head})
+    return sorted(runs, key=lambda run: -run["count"])
 
 
 def roads(model, tokenizer, logits, ids, begin, start):
