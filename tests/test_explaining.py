@@ -163,7 +163,7 @@ def test_what_is_held_and_read_is_that_of_the_recurrence(tmp_path):
 @torch.inference_mode()
 def test_copies_are_the_tokens_that_heads_look_at(model, monkeypatch):
     """A text of two tokens, so that many are met again; whatever is looked at the most."""
-    monkeypatch.setattr(explaining, "SURE", 0.3)
+    monkeypatch.setattr(explaining, "SURE", 0.1)
     ids = (random_ids(model, 1, 40)[0] % 2).tolist()
     page, _ = read(page_of(model, answer=20, ids=ids)[0])
     with nanomodels.trace(model) as records:
@@ -174,7 +174,7 @@ def test_copies_are_the_tokens_that_heads_look_at(model, monkeypatch):
         for name in attention:
             for row in records[name][0, :, i - 1]:
                 key, layer = int(row.argmax()), int(name.split(".")[-2])
-                if row[key] >= 0.3 and ids[key] == ids[i]:
+                if row[key] >= 0.1 and ids[key] == ids[i]:
                     places = expected.setdefault(i, {})
                     places[layer, key] = max(places.get((layer, key), 0), float(row[key]))
     found = set()
