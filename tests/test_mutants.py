@@ -1085,6 +1085,16 @@ MUTANTS = {
         "if function is torch.Tensor.float:",
         "if False:",
     ),
+    "compare: a step that is not float32": (
+        "comparing.py",
+        'if not relative(of["dt"], dt) <= NARROW:',
+        "if False:",
+    ),
+    "compare: all experts are those of the first piece": (
+        "comparing.py",
+        "wanted[number][len(before) : len(chosen[number])]",
+        "wanted[number][: len(mine)]",
+    ),
     "score: padding counts": (
         "scoring.py",
         "min(start + piece, len(text) - 1)",
