@@ -1067,8 +1067,8 @@ MUTANTS = {
     "trace: keys of the whole cache": ("tracing.py", "k[:, :, -t:]", "k[:, :, :t]"),
     "trace: records that are views of the cache": (
         "tracing.py",
-        'tensor.to("cpu", copy=True)',
-        'tensor.to("cpu")',
+        "copy=not fresh",
+        "copy=False",
     ),
     "trace: a Mamba layer's padding is taken for its tokens": (
         "tracing.py",
