@@ -34,6 +34,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Collection, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -649,10 +650,14 @@ def read_saved(path):
 
 
 def check_target(path):
-    """The path as a Path; raises an error if `save` cannot write a file there."""
+    """The path as a Path; raises an error if no file can be written there."""
     path = check_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror})") from None
     return path
 
 
@@ -664,17 +669,25 @@ def check_path(path):
     return path
 
 
-def write_tensors(path, tensors, metadata):
-    """Write a safetensors file that appears only when it is complete; an older one is replaced.
+@contextmanager
+def whole_file(path):
+    """A path to write to; what is there appears at `path` when the `with` ends without an error.
 
-    Raises ValueError if the path is something else than a file; OSError if it cannot be written.
+    An older file is replaced. Raises ValueError if the path is something else than a file; OSError
+    if it cannot be written.
     """
     path = check_target(path)
     # In a folder of its own, so that several processes can save to the same path.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
         partial = Path(folder) / path.name
+        yield partial
+        partial.replace(path)
+
+
+def write_tensors(path, tensors, metadata):
+    """Write a safetensors file, as `whole_file` does."""
+    with whole_file(path) as partial:
         try:
             save_file(tensors, partial, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written ({error})") from None
-        partial.replace(path)

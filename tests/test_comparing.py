@@ -148,6 +148,15 @@ def unpacked(pack):
     return lambda self, x: x if x.shape[-1] > 12 else pack(self, x)
 
 
+def replace(monkeypatch, place, wrong):
+    """Put wrong(what is right) in a place of nanomodels."""
+    *names, last = place.split(".")
+    owner = importlib.import_module(f"nanomodels.{names[0]}")
+    for name in names[1:]:
+        owner = getattr(owner, name)
+    monkeypatch.setattr(owner, last, wrong(getattr(owner, last)))
+
+
 WAYS = {
     "a decode step": ("nemotron_h", "nemotron_h.ssd_step", forgetful, "in pieces", "mamba"),
     "keys of the call alone": ("nanochat", "cache.KV.extend", alone, "in pieces", "attention"),
@@ -159,15 +168,51 @@ WAYS = {
 def test_a_fault_of_another_way_is_named(folder, monkeypatch, fault):
     """One pass is right, so transformers has nothing to say."""
     family, place, wrong, way, kind = WAYS[fault]
-    *names, last = place.split(".")
-    owner = importlib.import_module(f"nanomodels.{names[0]}")
-    for name in names[1:]:
-        owner = getattr(owner, name)
-    monkeypatch.setattr(owner, last, wrong(getattr(owner, last)))
+    replace(monkeypatch, place, wrong)
     report = compare(folder(family, 4))
     assert report.different == [] and not report.same
     assert report.ways[way].kind == kind
     assert command.verdict(report).startswith("not the same: ours gives something else")
+
+
+def rounded(x):
+    """To bfloat16, but in float64 as it is."""
+    return x.bfloat16().float() if x.dtype == torch.float32 else x
+
+
+class NarrowRouter(nemotron_h.Router):
+    def forward(self, x):
+        chosen, weights = super().forward(x)
+        return chosen, rounded(weights)
+
+
+def rounded_dt(softplus):
+    return lambda x: rounded(softplus(x))
+
+
+def rounded_state(stage):
+    """A cache whose states are as wide as keys and values."""
+    return lambda self, window, state: stage(self, window, state.type_as(window).type_as(state))
+
+
+NARROW = {
+    "mixer.gate": ("nemotron_h.Router", lambda router: NarrowRouter),
+    "dt": ("nemotron_h.F.softplus", rounded_dt),
+    "state": ("cache.SSM.stage", rounded_state),
+}
+
+
+@pytest.mark.parametrize("step", NARROW)
+def test_what_is_not_float32_in_bfloat16_is_named(folder, monkeypatch, step):
+    place, wrong = NARROW[step]
+    path = folder("nemotron_h", 3)
+    replace(monkeypatch, place, wrong)
+    report = compare(path, dtype=torch.bfloat16)
+    kind = "experts" if step == "mixer.gate" else "mamba"
+    blocks = [block.index for block in report.blocks if block.kind == kind]
+    assert report.different == [] and not report.same
+    assert report.narrow == [(index, step) for index in blocks]
+    assert f"{step} of block {blocks[0]} is not float32 in bfloat16" in command.verdict(report)
 
 
 @pytest.mark.parametrize(("name", "module"), [("embedding", "embeddings"), ("head", "lm_head")])

@@ -34,6 +34,8 @@ class Letters:
         3: "\u2028<!--".encode(),
     }
 
+    vocab_size = 10**6  # more than any model here
+
     def token_bytes(self, token):
         return self.odd.get(token, chr(97 + token % 26).encode())
 
@@ -72,6 +74,19 @@ def read(html):
     return page, arrays
 
 
+node = pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's script")
+
+
+def show(tmp_path, html, hash_, *keys):
+    """What the page shows at first and after each key."""
+    path = tmp_path / "page.html"
+    path.write_text(html)
+    result = subprocess.run(
+        ["node", DRIVER, path, hash_, *keys], capture_output=True, text=True, check=True
+    )
+    return json.loads(result.stdout)
+
+
 @torch.inference_mode()
 def test_the_numbers_are_those_of_the_trace(model):
     html, ids = page_of(model)
@@ -102,9 +117,12 @@ def test_the_numbers_are_those_of_the_trace(model):
         best = torch.tensor(arrays[f"experts.{entry['layer']}"].astype(int))[:, : entry["chosen"]]
         assert torch.equal(best.sort().values, chosen.sort().values)
     p = logits.softmax(-1)
-    for i, found in enumerate(page["alternatives"], 1):
-        assert found["p"] == pytest.approx(p[i - 1, ids[i]].item(), abs=1e-6)
-        assert found["top"][0][1] == pytest.approx(p[i - 1].max().item(), abs=1e-6)
+    assert len(page["alternatives"]) == len(ids)
+    for i, found in enumerate(page["alternatives"]):
+        assert found["top"][0][1] == pytest.approx(p[i].max().item(), abs=1e-6)
+        if i + 1 < len(ids):
+            assert found["p"] == pytest.approx(p[i, ids[i + 1]].item(), abs=1e-6)
+    assert "p" not in page["alternatives"][-1]
 
 
 @torch.inference_mode()
@@ -142,6 +160,58 @@ def test_what_is_held_and_read_is_that_of_the_recurrence(tmp_path):
             assert not row[i + 1 :].any()
 
 
+@torch.inference_mode()
+def test_copies_are_the_tokens_that_heads_look_at(model, monkeypatch):
+    """A text of two tokens, so that many are met again; whatever is looked at the most."""
+    monkeypatch.setattr(explaining, "SURE", 0.1)
+    ids = (random_ids(model, 1, 40)[0] % 2).tolist()
+    page, _ = read(page_of(model, answer=20, ids=ids)[0])
+    with nanomodels.trace(model) as records:
+        model(torch.tensor([ids]))
+    attention = [name for name in records.names() if name.endswith(".attention")]
+    expected = {}  # token: where it may come from: {(layer, key): share}
+    for i in range(20, 40):
+        for name in attention:
+            for row in records[name][0, :, i - 1]:
+                key, layer = int(row.argmax()), int(name.split(".")[-2])
+                if row[key] >= 0.1 and ids[key] == ids[i]:
+                    places = expected.setdefault(i, {})
+                    places[layer, key] = max(places.get((layer, key), 0), float(row[key]))
+    found = set()
+    for run in page["copies"]:
+        shares = []
+        for n in range(run["count"]):
+            shares.append(expected[run["at"] + n][run["layer"], run["from"] + n])
+            found.add(run["at"] + n)
+        assert run["share"] == pytest.approx(min(shares), abs=1e-5)
+    assert found == expected.keys() and len(found) > 2
+    assert sum(run["count"] for run in page["copies"]) == len(found)
+
+
+@node
+def test_the_page_says_where_an_answer_came_from(tmp_path):
+    """nemotron-h-tiny finds a number in notes: the page opens where it was copied."""
+    folder = WEIGHTS / "nemotron-h-tiny"
+    model, tokenizer = nanomodels.load(folder), nanomodels.Tokenizer.load(folder)
+    notes = "Notes: The bus was late. The number of the mill is 3784. A bird came back again."
+    chat = [{"role": "user", "content": f"{notes} What is the number of the mill?"}]
+    prompt = tokenizer.encode_chat(chat)
+    answer = list(nanomodels.generate(model, prompt, max_new_tokens=40))
+    html = explaining.explain(model, tokenizer, prompt, answer, {})
+    page, _ = read(html)
+    (screen,) = show(tmp_path, html, "")
+    run = page["copies"][0]
+    text = "".join(page["tokens"][run["at"] :][: run["count"]])
+    source = "".join(page["tokens"][run["from"] :][: run["count"]])
+    assert "3784" in text and text == source
+    assert f"“{text}” (tokens {run['at']} to " in screen["story"]
+    assert f"heads of layer {run['layer']} (attention) looked there" in screen["story"]
+    assert "number of the mill" in screen["story"]
+    assert screen["hash"] == f"#t={run['at'] - 1}&l={run['layer']}&h={run['head']}"
+    first = screen["sections"][3].split("looks at|token|share|\n")[1].split("|")
+    assert first[:2] == [str(run["from"]), page["tokens"][run["from"]]]
+
+
 class Markup(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -167,15 +237,33 @@ def test_the_page_is_one_file_that_asks_nobody(model):
     assert page["tokens"][2] == "⟨f0 9f⟩"
 
 
+@torch.inference_mode()
 def test_long_texts_show_the_last_tokens_and_short_ones_work(model, monkeypatch):
     monkeypatch.setattr(explaining, "SHOWN", 10)
-    page, arrays = read(page_of(model, 30)[0])
+    html, ids = page_of(model, 30)
+    page, arrays = read(html)
     assert page["first"] == 20 and arrays["stream"].shape[1] == 10
     assert len(page["tokens"]) == 30
+    p = model(torch.tensor([ids]))[0].softmax(-1)
+    for i, found in enumerate(page["alternatives"][:-1], 20):
+        assert found["p"] == pytest.approx(p[i, ids[i + 1]].item(), abs=1e-6), "all was read"
     page, _ = read(page_of(model, ids=[1], answer=1)[0])
-    assert page["alternatives"] == [] and page["roads"] == []
+    assert len(page["alternatives"]) == 1 and page["roads"] == page["copies"] == []
     with pytest.raises(ValueError, match="the context holds"):
         page_of(model, model.context_length + 1)
+
+
+def test_progress_ends_at_its_end(model, monkeypatch):
+    """It never falls, and what the model reads is about what was announced."""
+    monkeypatch.setattr(explaining, "SHOWN", 20)
+    ids, calls = random_ids(model, 1, 50)[0].tolist(), []
+    explaining.explain(
+        model, Letters(), ids[:40], ids[40:], {}, lambda *numbers: calls.append(numbers)
+    )
+    done, totals = zip(*calls, strict=True)
+    assert done[0] == 0 and done[-1] == totals[0] and len({*totals}) == 1
+    assert list(done) == sorted(done) and done[-2] > 0.7 * totals[0]
+    assert not model._forward_hooks
 
 
 def test_pages_are_small():
@@ -197,19 +285,6 @@ def test_a_page_of_52_layers_is_small():
     )  # fmt: skip
     html, _ = page_of(nemotron_h.NemotronH(config), 200, 50)
     assert len(html) < 3_000_000
-
-
-node = pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's script")
-
-
-def show(tmp_path, html, hash_, *keys):
-    """What the page shows at first and after each key."""
-    path = tmp_path / "page.html"
-    path.write_text(html)
-    result = subprocess.run(
-        ["node", DRIVER, path, hash_, *keys], capture_output=True, text=True, check=True
-    )
-    return json.loads(result.stdout)
 
 
 @node
@@ -234,11 +309,11 @@ def test_the_page_shows_the_numbers_of_the_trace(tmp_path):
     prompt = tokenizer.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     answer = list(nanomodels.generate(model, prompt, max_new_tokens=20))
     html = explaining.explain(model, tokenizer, prompt, answer, {"model": "nanochat-tiny"})
-    at = len(prompt + answer) - 2
+    at = len(prompt + answer) - 2  # the step that writes the last token
     with nanomodels.trace(model, "layers.2.attention", "logits") as records, torch.no_grad():
         model(torch.tensor([prompt + answer]))
     (screen,) = show(tmp_path, html, f"#t={at}&l=2&h=1")
-    p = records["logits"][0, at - 1].softmax(-1).max().item()
+    p = records["logits"][0, at].softmax(-1).max().item()
     assert f"{p:.2%}".replace("%", " %") in screen["sections"][0].replace("|", " ")
     weights, key = records["layers.2.attention"][0, 1, at].max(-1)
     line = screen["sections"][3].split("looks at|token|share|\n")[1].split("\n")[0].split("|")

@@ -498,6 +498,7 @@ def test_help_explains_every_option(capsys):
     out = capsys.readouterr().out
     options = "model raw system prompt-file max-new-tokens temperature top-k top-p min-p json quiet"
     options += " repetition-penalty seed num-samples stop device dtype think no-think tools"
+    options += " explain score"
     for option in options.split():
         assert f"--{option}" in out
 
@@ -867,6 +868,65 @@ def test_drafts_that_cannot_be_are_refused(run, args):
     assert status == 2
     assert "--draft-lookup" in err
     assert err.count("\n") == 1
+
+
+# --- the page of --explain ---
+
+
+def test_a_page_is_about_the_real_generation(run, tmp_path):
+    """Sampled, after a state and with stop strings: its tokens are those that were generated."""
+    state, page = tmp_path / "state", tmp_path / "page.html"
+    page.write_text("old")
+    assert run(FRANCE, "--quiet", "--save-state", state)[0] == 0
+    args = ("And of Spain?", "--load-state", state, "--temperature", "1", "--seed", "3")
+    plain = run(*args, "--quiet")[1]
+    status, out, err = run(*args, "--explain", page, "--stop", "zz")
+    assert (status, out) == (0, plain)
+    last = err.splitlines()[-1].split()
+    assert (last[0], last[2:]) == ("page", ["MB,", str(page)])
+    content = json.loads(page.read_text().split('id="content">')[1].split("</script>")[0])
+    assert "".join(content["tokens"][content["prompt"] :]) == out.rstrip("\n")
+    tokenizer = nanomodels.Tokenizer.load(ROOT / "weights" / "nanochat-tiny")
+    prompt = tokenizer.decode(content["ids"][: content["prompt"]])
+    assert prompt.count(FRANCE) == 1 and "And of Spain?" in prompt
+    assert content["about"]["seed"] == 3
+    assert {*os.listdir(tmp_path)} == {"state", "page.html"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["Hi", "--explain", "."], ".: is not a file"),
+        (["Hi", "--explain", "nowhere/page.html"], "nowhere: no such folder"),
+        (["Hi", "--explain", "/proc/page.html"], "/proc/page.html: cannot be written"),
+        (["--prompt-file", "one", "--explain", "page"], "--explain goes with one prompt"),
+        (["Hi", "--num-samples", "2", "--explain", "page"], "--explain goes with one prompt"),
+        (["--prompt-file", "one", "--save-state", "state"], "--save-state and --load-state go"),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nanomodels, "load", None)
+    (tmp_path / "one").write_text("Hi\n")
+    status, out, err = run(*args, "--quiet")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+    assert os.listdir(tmp_path) == ["one"]
+    assert run("--explain", "page", "--quiet", terminal=True)[0] == 2, "a chat"
+
+
+def test_a_page_is_whole_or_none(run, tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    for error, expected in ((KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", fail)
+            assert run(FRANCE, "--quiet", "--explain", page)[0] == expected
+        assert page.read_text() == "old" and os.listdir(tmp_path) == ["page.html"]
 
 
 # --- log-probabilities, and nanochat's calculator ---

@@ -21,6 +21,7 @@ SECONDS = 600  # for the tests of one mutant; a mutant may hang
 TESTS = {
     "ids": ["inputs", "decoding"],
     "scoring": ["scoring"],
+    "score": ["scoring"],
     "explaining": ["explaining"],
     "comparing": ["comparing"],
     "tracing": ["tracing"],
@@ -1068,8 +1069,8 @@ MUTANTS = {
     "trace: keys of the whole cache": ("tracing.py", "k[:, :, -t:]", "k[:, :, :t]"),
     "trace: records that are views of the cache": (
         "tracing.py",
-        'tensor.to("cpu", copy=True)',
-        'tensor.to("cpu")',
+        "copy=not fresh",
+        "copy=False",
     ),
     "trace: a Mamba layer's padding is taken for its tokens": (
         "tracing.py",
@@ -1086,15 +1087,46 @@ MUTANTS = {
         "if function is torch.Tensor.float:",
         "if False:",
     ),
+    "compare: a step that is not float32": (
+        "comparing.py",
+        'if not relative(of["dt"], dt) <= NARROW:',
+        "if False:",
+    ),
+    "compare: all experts are those of the first piece": (
+        "comparing.py",
+        "wanted[number][len(before) : len(chosen[number])]",
+        "wanted[number][: len(mine)]",
+    ),
     "score: padding counts": (
         "scoring.py",
-        "slice(given - 1, len(text) - 1)",
-        "slice(given - 1, None)",
+        "min(start + piece, len(text) - 1)",
+        "start + piece",
     ),
     "score: each token's own place": (
         "scoring.py",
-        "ids[:, here.start + 1 : here.stop + 1, None]",
-        "ids[:, here.start : here.stop, None]",
+        "ids[row, begin + 1 : end + 1]",
+        "ids[row, begin:end]",
+    ),
+    "score: the prompt is scored": ("scoring.py", "max(start, given[row] - 1)", "start"),
+    "score: a prompt that is not read": (
+        "score.py",
+        "return [*prompt, *tokenizer.encode(row.text, add_bos=False)], len(prompt)",
+        "return tokenizer.encode(row.text), 1",
+    ),
+    "save: the place is looked at too late": (
+        "cache.py",
+        "tempfile.TemporaryFile(dir=path.parent).close()",
+        "pass",
+    ),
+    "explain: what is not shown is not read": (
+        "explaining.py",
+        "prefill(model, [ids[:first]], start)",
+        "start.length = first",
+    ),
+    "explain: whatever a head looks at is a copy": (
+        "explaining.py",
+        "if look[0] >= SURE and ids[look[3]] == ids[i + 1]]",
+        "if look[0] >= SURE]",
     ),
     "explain: a lens without the last norm": ("explaining.py", "x = model.norm_f(x)", "pass"),
     "compile: a graph that depends on the experts chosen": (

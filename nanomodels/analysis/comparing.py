@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from nanomodels.analysis import tracing
 from nanomodels.rope import frequencies
 from nanomodels.text.files import one_line
 
 EQUAL = 1e-9  # in float64: right code differs by 1e-15, an eps of 1e-5 for 1e-6 by 3e-10 or more
+NARROW = 1e-5  # float32 differs from float64 by 1e-7, bfloat16 by 4e-3
 WORSE = 2.0  # times the other side's error; more is called worse rounding
 TEXT = """The old mill stood by the river. In 1874 it had 12 rooms, 3 cats and one clock that was
 always late. "Who is there?" asked Mia. Nobody answered, but the door opened by itself, and a cold
@@ -88,6 +90,7 @@ class Report:
     worst: dict | None = None  # the largest difference in the first step that differs
     # A block in which another way of reading the text gives something else: {way: Block}.
     ways: dict = field(default_factory=dict)
+    narrow: list = field(default_factory=list)  # (block, step) that is not float32 in `dtype`
     flips: dict | None = None  # choices of experts that rounding changes
     greedy: dict | None = None
     known: list = field(default_factory=list)  # faults of transformers that explain it
@@ -108,7 +111,8 @@ class Report:
         if self.agreement is not None:
             return self.agreement["same_token"] == 1
         ends_agree = self.start <= EQUAL and self.head <= EQUAL
-        return ends_agree and not (self.different or self.ways or self.rounded_worse)
+        faults = self.different or self.ways or self.narrow or self.rounded_worse
+        return ends_agree and not faults
 
 
 # --- Running one side ---
@@ -295,42 +299,61 @@ def worst_place(name, ours, theirs):
 # --- Other ways of reading the same text ---
 
 
-def other_ways(report, model, ids, inputs, expected):
-    """Compare our blocks with themselves: from a cache in two pieces and single tokens, padded.
+def pieces_of(tokens):
+    """So many tokens has each call of a text that is read in pieces; the last ones are steps."""
+    steps = min(8, tokens // 2)
+    return [n for n in (tokens // 3, tokens - tokens // 3 - steps) if n] + [1] * steps
 
-    inputs and expected are those of one pass.
+
+def other_ways(report, model, ids, inputs, expected):
+    """Compare our blocks with themselves: from a cache, in pieces; then as a row with padding.
+
+    inputs and expected are those of one pass. The first block that differs is kept.
     """
     tokens = ids.shape[1]
-    cuts = [tokens // 3, tokens // 2 - tokens // 3]
-    steps = min(8, tokens - sum(cuts))
-    pieces = [n for n in (*cuts, tokens - sum(cuts) - steps, *[1] * steps) if n]
-    cache = model.new_cache(1, tokens)
+    found, _ = run_pieces(model, ids, inputs, pieces_of(tokens))
+    if note_way(report, "in pieces", found, expected):
+        return
+    # A short row beside it, padded on both sides, then steps without padding.
+    steps = min(8, tokens // 2)
+    left = right = (tokens - steps) // 4
+    first = tokens - steps - left - right
+
+    def padded(x):  # (b, t, ...)
+        gap = x[:, :left] * 0
+        return torch.cat((gap, x[:, :first], gap, x[:, first : first + steps]), 1)
+
+    rows, inputs = torch.cat((ids, padded(ids))), [torch.cat((x, padded(x))) for x in inputs]
+    mask = torch.ones(2, tokens - steps, dtype=torch.bool)
+    mask[1, :left] = mask[1, left + first :] = False
+    found, _ = run_pieces(model, rows, inputs, [tokens - steps] + [1] * steps, mask)
+    is_token = torch.cat((mask[1], torch.ones(steps, dtype=torch.bool)))
+    found = [y[1:, is_token] for y in found]
+    note_way(report, "padded", found, [y[:, : first + steps] for y in expected])
+
+
+def run_pieces(model, ids, inputs, pieces, mask=None):
+    """The outputs of the blocks, from calls with so many tokens each; and the cache.
+
+    mask is the attention mask of the first call.
+    """
+    cache = model.new_cache(*ids.shape)
     made = []
     for some, *here in zip(
         ids.split(pieces, 1), *(x.split(pieces, 1) for x in inputs), strict=True
     ):
-        made.append(run(model, some, here, cache=cache)[1])
-    cached = [torch.cat(each, 1) for each in zip(*made, strict=True)]
-    note_way(report, "in pieces", cached, expected)
-
-    # A short row beside it, padded on the left: the same tokens give the same.
-    short = tokens // 2
-    padded = torch.cat((ids, F.pad(ids[:, :short], (tokens - short, 0))))
-    mask = torch.arange(tokens) >= torch.tensor([[0], [tokens - short]])
-    both = [torch.cat((x, F.pad(x[:, :short], (0, 0, tokens - short, 0)))) for x in inputs]
-    _, made, _ = run(model, padded, both, attention_mask=mask)
-    note_way(
-        report, "padded", [y[1:, tokens - short :] for y in made], [y[:, :short] for y in expected]
-    )
+        made.append(run(model, some, here, cache=cache, attention_mask=None if made else mask)[1])
+    return [torch.cat(each, 1) for each in zip(*made, strict=True)], cache
 
 
 def note_way(report, way, found, expected):
-    """Keep the first block that differs."""
+    """Keep the first block that differs; returns whether there is one."""
     for block, mine, other in zip(report.blocks, found, expected, strict=True):
         difference = relative(mine, other)
         if not difference <= EQUAL:
             report.ways[way] = Block(block.index, block.kind, difference, difference)
-            return
+            return True
+    return False
 
 
 # --- Loading ---
@@ -444,57 +467,100 @@ def round_blocks(report, folder, exact, ids, inputs, dtype, first, patch_known):
     inputs = [x.to(dtype) for x in inputs]
     with Double(), watched_routers(exact) as (chosen, _):
         _, expected, _ = run(exact, ids, [x.double() for x in inputs])
-    made, flips = [], []
-    for model in (ours, theirs):
-        with watched_routers(model, chosen) as (_, counts):
-            made.append(run(model, ids, inputs)[1])
-            flips.append(counts)
+    with watched_routers(ours, chosen) as (_, flips):
+        if first is None:
+            mine, _ = run_pieces(ours, ids, inputs, pieces_of(ids.shape[1]))
+        else:  # a cut model has no cache
+            _, mine, _ = run(ours, ids, inputs)
+    with watched_routers(theirs, chosen) as (_, their_flips):
+        _, other, _ = run(theirs, ids, inputs)
+    made = mine, other
     for block, mine, other, right in zip(report.blocks, *made, expected, strict=True):
         errors = [(y.double() - right).square().mean().sqrt().item() for y in (mine, other)]
         block.ratio = errors[0] / errors[1] if errors[1] else float(errors[0] > 0) or 1.0
     if chosen:
-        total = sum(each.numel() for each in chosen)
-        report.flips = {"choices": total, "ours": sum(flips[0]), "theirs": sum(flips[1])}
+        total = sum(each.numel() for each in chosen.values())
+        report.flips = {"choices": total, "ours": sum(flips), "theirs": sum(their_flips)}
+    if first is None and hasattr(exact, "norm_f"):  # Nemotron-H
+        report.narrow = narrow_steps(ours, exact, ids, inputs)
     report.greedy = compare_greedy(ours, theirs, ids[0].tolist(), first)
 
 
 @contextmanager
 def watched_routers(model, wanted=None):
-    """Collect what the routers choose: (chosen experts (r, k) of each, other choices of each).
+    """Collect what the routers choose: ({number of the router: experts (r, k)}, other choices).
 
-    With `wanted`, the choices of a run in float64, these experts are taken, and the second list
+    With `wanted`, the choices of a run in float64, these experts are taken, and the second, a list,
     counts how many choices were others.
     """
-    chosen, other = [], []
+    chosen, other = {}, []
 
-    def route(module, args, output):
-        mine = output[0] if len(output) == 2 else output[2]
-        chosen.append(mine)
-        if wanted is None:
-            return None
-        right = wanted[len(chosen) - 1]
-        other.append(int((right[:, :, None] != mine[:, None]).all(-1).sum()))
-        x = args[0].flatten(0, -2)
-        scores = F.linear(x.float(), module.weight.float()).sigmoid()
-        weights = scores.gather(1, right)
-        config = getattr(module, "config", module)
-        if config.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        weights = weights * config.routed_scaling_factor
-        return (right, weights) if len(output) == 2 else (output[0], weights, right)
+    def watch(number):
+        def route(module, args, output):
+            mine = output[0] if len(output) == 2 else output[2]
+            before = chosen.get(number, mine[:0])
+            chosen[number] = torch.cat((before, mine))
+            if wanted is None:
+                return None
+            right = wanted[number][len(before) : len(chosen[number])]
+            other.append(int((right[:, :, None] != mine[:, None]).all(-1).sum()))
+            weights = weights_of(module, args[0], right)
+            return (right, weights) if len(output) == 2 else (output[0], weights, right)
+
+        return route
 
     with ExitStack() as undo:
-        for module in model.modules():
-            if type(module).__name__.endswith("Router"):
-                undo.callback(module.register_forward_hook(route).remove)
+        routers = [m for m in model.modules() if type(m).__name__.endswith("Router")]
+        for number, module in enumerate(routers):
+            undo.callback(module.register_forward_hook(watch(number)).remove)
         yield chosen, other
+
+
+def weights_of(router, x, chosen):
+    """The weights (r, k) of the chosen experts (r, k), whoever chose them."""
+    scores = F.linear(x.flatten(0, -2).float(), router.weight.float()).sigmoid()
+    weights = scores.gather(1, chosen)
+    config = getattr(router, "config", router)
+    if config.norm_topk_prob:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * config.routed_scaling_factor
+
+
+def narrow_steps(ours, exact, ids, inputs):
+    """Where a Nemotron-H of another dtype is not float32 but must be: [(block, step), ...].
+
+    dt and the routers' weights are compared with float64 of the same input; and the state that the
+    cache holds is the one that the last step made.
+    """
+    parts = ("dt", "mixer.in_proj", "state", "norm", "chosen", "weights")
+    names = [name for name in tracing.known_names(ours) if name.split(".", 2)[-1] in parts]
+    with tracing.trace(ours, *names) as records:
+        _, cache = run_pieces(ours, ids, inputs, pieces_of(ids.shape[1]))
+    found = []
+    with Double():
+        for i, layer in enumerate(exact.layers):
+            names = {part: f"layers.{i}.{part}" for part in parts}
+            of = {part: records[n][0] for part, n in names.items() if n in records.shapes}
+            if "dt" in of:
+                mixer, heads = layer.mixer, of["dt"].shape[-1]
+                dt = of["mixer.in_proj"][:, -heads:].double() + mixer.dt_bias.double()
+                dt = F.softplus(dt).clamp(*mixer.time_step_limit)
+                if not relative(of["dt"], dt) <= NARROW:
+                    found.append((i, "dt"))
+                if not torch.equal(of["state"][-1], cache.entries[i].state[0].cpu()):
+                    found.append((i, "state"))
+            elif "weights" in of:
+                weights = weights_of(layer.mixer.gate, of["norm"].double(), of["chosen"])
+                if not relative(of["weights"], weights) <= NARROW:
+                    found.append((i, "mixer.gate"))
+    return found
 
 
 @torch.inference_mode()
 def compare_greedy(ours, theirs, prompt, first):
     """How many greedy tokens are the same, and how near a tie the first other one is."""
     if first is not None:
-        return None  # a cut model has no cache, and its text means nothing
+        return None  # the text of a cut model means nothing
     from nanomodels.generation.decoding import generate
 
     room = ours.context_length - len(prompt)

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,14 +25,17 @@ TOP = 10  # alternatives of each token
 LENS = 3  # tokens of the lens
 ROADS, ROAD = 3, 12  # close calls, and tokens of what would have followed
 EXPERTS = 8  # of each token, the best ones
+SURE = 0.5  # share of a head's attention from which on it looks at one token
 KEYS_BYTES = 1_200_000  # of all attention and memory rows, before they are compressed
 MANY = (16, 8, 4, 2)  # heaviest keys of a row that are kept
 LETTERS = {"Mamba": "M", "Attention": "*", "MoE": "E", "MLP": "-"}
 
 
-def explain(model, tokenizer, prompt, answer, about):
+@torch.inference_mode()
+def explain(model, tokenizer, prompt, answer, about, progress=None):
     """The page, as text. prompt and answer are lists of ids; about: what the page says of itself.
 
+    progress(done, total) is called as the model reads the text again, several times.
     Raises ValueError for a text that the model's context does not hold.
     """
     ids = [*prompt, *answer]
@@ -40,44 +44,81 @@ def explain(model, tokenizer, prompt, answer, about):
             f"the text has {len(ids)} tokens; the context holds {model.context_length}"
         )
     first = max(0, len(ids) - SHOWN)
-    records = record(model, ids, first)
+    shown = len(ids) - first
+    most = first + 2 * shown + min(TIMED, shown) + ROADS * (shown + ROAD)
+    with counted_tokens(model, most, progress):
+        start = model.new_cache(1, min(len(ids) + ROAD, model.context_length))
+        if first:
+            prefill(model, [ids[:first]], start)
+        return make_page(model, tokenizer, ids, len(prompt), start, about)
+
+
+def make_page(model, tokenizer, ids, prompt, start, about):
+    """The page; prompt is a number of tokens, and the cache `start` holds those not shown."""
+    first, known = start.length, min(tokenizer.vocab_size, model.config.vocab_size)
+    records = record(model, ids, start)
     layers = [name for name in records.names() if is_layer(name)]
     numbers = Numbers()
-    logits = records["logits"][0]  # (t, v)
+    logits = records["logits"][0, :, :known]  # (t, v)
     page = {
         "about": about,
         "first": first,
-        "prompt": len(prompt),
+        "prompt": prompt,
         "tokens": [token_text(tokenizer, i) for i in ids],
         "ids": ids,
         "alternatives": alternatives(tokenizer, logits, ids, first),
         "lens": lens_rows(model, tokenizer, records, layers, ids[first + 1 :], numbers),
-        "layers": describe(model, records, layers),
-        "roads": roads(model, tokenizer, logits, ids, max(first, len(prompt) - 1)),
+        "layers": describe(model, records, layers, ids, start),
+        "copies": copies(records, layers, ids, max(first, prompt - 1), first),
+        "roads": roads(model, tokenizer, logits, ids, max(first, prompt - 1), start),
         "bytes": state_bytes(model),
     }
     pack_streams(records, layers, numbers)
     page["rows"] = pack_rows(records, layers, numbers)
     page["mamba"] = pack_mamba(records, layers, numbers)
     page["experts"] = pack_experts(model, records, layers, numbers)
-    page["source"] = pack_lines(model, ids, first, layers, numbers)
+    page["source"] = pack_lines(model, ids, start, layers, numbers)
     page["numbers"] = numbers.directory
     return fill_in(page, numbers.data())
 
 
-@torch.inference_mode()
-def record(model, ids, first):
-    """The records of the tokens from `first` on, in one call."""
-    cache = model.new_cache(1, len(ids))
-    if first:
-        prefill(model, [ids[:first]], cache)
+@contextmanager
+def counted_tokens(model, most, progress):
+    """Call progress(done, most) with the tokens that the model has read; at the end it is done."""
+    if progress is None:
+        yield
+        return
+    done = 0
+
+    def count(module, args, output):
+        nonlocal done
+        done += args[0].shape[1]
+        progress(min(done, most - 1), most)
+
+    progress(0, most)
+    hook = model.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+    progress(most, most)
+
+
+def read_shown(model, ids, start):
+    """Read the shown tokens in one call."""
+    shown = torch.tensor([ids[start.length :]], device=start.positions.device)
+    return model(shown, cache=start.clone())
+
+
+def record(model, ids, start):
+    """The records of the shown tokens."""
     known = ("attention", "dt", "decay", "x", "B", "C", "scores", "chosen", "weights")
     wanted = {"logits"}
     for name in known_names(model):
         if is_layer(name) or name.rpartition(".")[2] in (*known, "state_norm", "in"):
             wanted.add(name)
     with trace(model, *sorted(wanted)) as records:
-        model(torch.tensor([ids[first:]], device=cache.positions.device), cache=cache)
+        read_shown(model, ids, start)
     return records
 
 
@@ -94,29 +135,56 @@ def token_text(tokenizer, token):
 
 
 def alternatives(tokenizer, logits, ids, first):
-    """For each shown token but the first: its probability, rank, and the likeliest in its place."""
+    """After each shown token: the likeliest next ones, and the probability and rank of the one that
+    came. After the last token nothing came.
+    """
     rows = []
     probabilities = logits.softmax(-1)
-    for place, token in enumerate(ids[first + 1 :]):
+    for place, following in enumerate([*ids[first + 1 :], None]):
         values, tokens = probabilities[place].topk(min(TOP, logits.shape[-1]))
-        mine = probabilities[place, token]
-        rows.append(
-            {
-                "p": round(mine.item(), 6),
-                "rank": int((probabilities[place] > mine).sum()) + 1,
-                "top": [
-                    [token_text(tokenizer, i), round(p, 6)]
-                    for i, p in zip(tokens.tolist(), values.tolist(), strict=True)
-                ],
-            }
-        )
+        pairs = zip(tokens.tolist(), values.tolist(), strict=True)
+        row = {"top": [[token_text(tokenizer, i), round(p, 6)] for i, p in pairs]}
+        if following is not None:
+            p = probabilities[place, following]
+            rank = int((probabilities[place] > p).sum()) + 1
+            row |= {"p": round(p.item(), 6), "rank": rank}
+        rows.append(row)
     return rows
 
 
-def roads(model, tokenizer, logits, ids, start):
+def copies(records, layers, ids, begin, first):
+    """Where a head looked at the very token that was written next: runs, the longest first.
+
+    A run is `count` tokens from token `at` on, which are those from token `from` on. Heads of
+    `layer` looked there, each with at least `share`; `head` is that of the first token.
+    """
+    runs = []
+    for i in range(begin, len(ids) - 1):
+        looks = []  # (share, layer, head, key)
+        for layer, name in enumerate(layers):
+            if f"{name}.attention" in records.shapes:
+                shares, keys = records[f"{name}.attention"][0, :, i - first].max(-1)
+                pairs = zip(shares.tolist(), keys.tolist(), strict=True)
+                looks += [(share, layer, head, key) for head, (share, key) in enumerate(pairs)]
+        looks = [look for look in looks if look[0] >= SURE and ids[look[3]] == ids[i + 1]]
+        if runs and runs[-1]["at"] + runs[-1]["count"] == i + 1:
+            last = runs[-1]
+            wanted = last["layer"], last["from"] + last["count"]
+            if on := [look for look in looks if (look[1], look[3]) == wanted]:
+                last["count"] += 1
+                last["share"] = min(last["share"], max(on)[0])
+                continue
+        if looks:
+            share, layer, head, key = max(looks)
+            run = {"at": i + 1, "from": key, "count": 1, "share": share}
+            runs.append(run | {"layer": layer, "head": head})
+    return sorted(runs, key=lambda run: -run["count"])
+
+
+def roads(model, tokenizer, logits, ids, begin, start):
     """What the model would have written after the runner-up, where the call was closest."""
-    offset = len(ids) - len(logits)
-    places = range(start - offset, len(logits) - 1)
+    offset, known = start.length, logits.shape[-1]
+    places = range(begin - offset, len(logits) - 1)
     margins = []
     for place in places:
         values, tokens = logits[place].softmax(-1).topk(2)
@@ -125,8 +193,9 @@ def roads(model, tokenizer, logits, ids, start):
     found = []
     for margin, at, other in sorted(margins)[:ROADS]:
         text = [*ids[:at], other]
-        room = model.context_length - len(text)
-        more = generate(model, text, max_new_tokens=min(ROAD, room), temperature=0.0)
+        more = generate(
+            model, text, cache=start.clone(), max_new_tokens=ROAD, vocab_size=known, temperature=0.0
+        )
         found.append({"at": at, "margin": margin, "text": tokenizer.decode([other, *more])})
     return found
 
@@ -134,9 +203,9 @@ def roads(model, tokenizer, logits, ids, start):
 # --- Layers ---
 
 
-def describe(model, records, layers):
+def describe(model, records, layers, ids, start):
     """What each layer is, the bytes that a token reads of it, and its seconds."""
-    seconds = time_layers(model, layers)
+    seconds = time_layers(model, layers, ids, start)
     modules, described = dict(model.named_modules()), []
     for name in layers:
         module = modules[name]
@@ -155,16 +224,12 @@ def describe(model, records, layers):
     return described
 
 
-@torch.inference_mode()
-def time_layers(model, layers):
-    """The median seconds of each layer in a decode step."""
-    steps = min(TIMED, model.context_length - 1)
-    cache = model.new_cache(1, steps + 1)
-    one = torch.zeros(1, 1, dtype=torch.long, device=cache.positions.device)
-    model(one, cache=cache)
+def time_layers(model, layers, ids, start):
+    """The median seconds of each layer in a decode step, over the first shown tokens."""
+    cache = start.clone()
     with trace(model, "seconds") as records:
-        for _ in range(steps):
-            model(one, cache=cache)
+        for i in ids[start.length :][:TIMED]:
+            model(torch.tensor([[i]], device=cache.positions.device), cache=cache)
     return {name: statistics.median(records.seconds[name]) for name in layers}
 
 
@@ -209,7 +274,6 @@ def lens(model, x, middle=None):
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-@torch.inference_mode()
 def lens_rows(model, tokenizer, records, layers, following, numbers):
     """The likeliest tokens after each layer: [layer][token] lists of texts; and probabilities."""
     device = model.lm_head.weight.device
@@ -219,7 +283,7 @@ def lens_rows(model, tokenizer, records, layers, following, numbers):
         x = records[name].to(device)
         if hasattr(model, "backout_lambda") and i == len(layers) // 2:
             middle = x
-        p = lens(model, x, middle)[0].softmax(-1).cpu()
+        p = lens(model, x, middle)[0, :, : tokenizer.vocab_size].softmax(-1).cpu()
         values, tokens = p.topk(LENS)
         rows.append([[token_text(tokenizer, t) for t in each] for each in tokens.tolist()])
         probabilities.append(values)
@@ -359,8 +423,7 @@ def pack_experts(model, records, layers, numbers):
     return packed
 
 
-@torch.inference_mode()
-def pack_lines(model, ids, first, layers, numbers):
+def pack_lines(model, ids, start, layers, numbers):
     """What the lines of the decoder's file make, of each layer and token: the root mean square.
 
     Only of lines with a shape comment that has tokens in it: t, l of a chunk, or rows r.
@@ -379,20 +442,17 @@ def pack_lines(model, ids, first, layers, numbers):
             pieces, _ = seen[running[0]].setdefault(line, ([], list(tensor.shape)))
             pieces.append(square.sqrt().cpu())
 
-    cache = model.new_cache(1, len(ids))
-    if first:
-        prefill(model, [ids[:first]], cache)
     hooks = []
     for name in layers:
         begin = modules[name].register_forward_pre_hook(lambda *_, name=name: running.append(name))
         hooks += [begin, modules[name].register_forward_hook(lambda *_: running.clear())]
     with watch_lines(model, made):
-        model(torch.tensor([ids[first:]], device=cache.positions.device), cache=cache)
+        read_shown(model, ids, start)
     for hook in hooks:
         hook.remove()
     found = []
     for i, name in enumerate(layers):
-        tokens = len(ids) - first
+        tokens = len(ids) - start.length
         rows = {n: (torch.cat(some), s) for n, (some, s) in sorted(seen[name].items())}
         # Not the line whose -inf hides later tokens.
         rows = {n: row for n, row in rows.items() if row[0].isfinite().all()}

@@ -1,12 +1,13 @@
 """How likely a model finds a text: the log-probability of each token, given all before it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from nanomodels.generation.logprobs import Token, with_logprobs
 from nanomodels.text.ids import list_of_ids
 
 if TYPE_CHECKING:
@@ -19,57 +20,75 @@ LOGITS = 1 << 26  # numbers that the logits of one call have, at most
 
 @dataclass
 class Score:
-    """The scored tokens of one text.
+    """The scored tokens of one text: those after the `given` first ones.
 
-    ids are those after the `given` first ones. logprobs has the natural logarithm of the
-    probability of each. top has for each the likeliest tokens at its place, as (id, logprob).
+    Each token is an id with its logprob, the natural logarithm of its probability, and with top,
+    the likeliest tokens at its place: [(id, logprob), ...].
     """
 
-    ids: list[int]
-    logprobs: list[float]
-    top: list[list[tuple[int, float]]]
+    tokens: list[Token]
 
     @property
     def loss(self) -> float:
         """The mean of -logprob, as a transformers model returns it for labels."""
-        return -math.fsum(self.logprobs) / len(self.logprobs)
+        return -math.fsum(token.logprob for token in self.tokens) / len(self.tokens)
 
     @property
     def perplexity(self) -> float:
         """exp(loss): 1 if each token was certain, the size of the vocabulary for a blind guess."""
-        return math.exp(self.loss)
+        return math.exp(min(self.loss, 700))  # above that it is no float
 
 
 def score(
-    model: "Model", texts: Iterable[Iterable[int]], *, given: int = 1, top: int = 0
+    model: "Model",
+    texts: Iterable[Iterable[int]],
+    *,
+    given: int | Sequence[int] = 1,
+    top: int = 0,
 ) -> list[Score]:
     """Score texts, each a list of token ids: a list of Score, in their order.
 
     The first `given` tokens of each text are not scored, only read: 1, because nothing comes before
-    the first token, or the length of a prompt. top is the number of alternatives for each token.
-    The probabilities are the model's own, of its whole vocabulary.
+    the first token, or the length of a prompt; or a list with one number for each text. top is the
+    number of alternatives for each token. The probabilities are the model's own, of its whole
+    vocabulary.
+
+    The loss of a transformers model for `labels` is `score(model, [ids])[0].loss`. To train, use
+    F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()), for each family.
 
     Raises ValueError for a text without a token to score, longer than the model's context, or with
     ids outside the vocabulary.
     """
     texts = [list_of_ids("a text", ids) for ids in texts]
-    known, context = model.config.vocab_size, model.context_length
-    if given < 1 or not 0 <= top <= known:
-        raise ValueError(f"given is {given} and top {top}; 1 or more, and 0 to {known}")
-    for number, ids in enumerate(texts, 1):
-        if not given < len(ids) <= context:
-            raise ValueError(
-                f"text {number} has {len(ids)} tokens; it needs {given + 1} at least, and the "
-                f"model's context holds {context}"
-            )
-        if not all(0 <= i < known for i in ids):
-            raise ValueError(f"text {number} has ids that are not in the vocabulary of {known}")
+    given = [given] * len(texts) if isinstance(given, int) else list(given)
+    known = model.config.vocab_size
+    if len(given) != len(texts) or not all(n >= 1 for n in given):
+        raise ValueError(f"given is {given}; it must be 1 or more, or so for each text")
+    if not 0 <= top <= known:
+        raise ValueError(f"top is {top}; it must be 0 to {known}")
+    for number, pair in enumerate(zip(texts, given, strict=True), 1):
+        if wrong := fault(model, *pair):
+            raise ValueError(f"text {number} {wrong}")
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little padding
     scores = {}
     for start in range(0, len(order), ROWS):
         rows = order[start : start + ROWS]
-        scores |= zip(rows, score_rows(model, [texts[n] for n in rows], given, top), strict=True)
+        found = score_rows(model, [texts[n] for n in rows], [given[n] for n in rows], top)
+        scores |= zip(rows, found, strict=True)
     return [scores[n] for n in range(len(texts))]
+
+
+def fault(model, ids, given):
+    """Why a text cannot be scored, or None."""
+    known, context = model.config.vocab_size, model.context_length
+    if not given < len(ids) <= context:
+        return (
+            f"has {len(ids)} tokens; it needs {given + 1} at least, and the model's context "
+            f"holds {context}"
+        )
+    if not all(0 <= i < known for i in ids):
+        return f"has ids that are not in the vocabulary of {known}"
+    return None
 
 
 @torch.inference_mode()
@@ -82,27 +101,15 @@ def score_rows(model, texts, given, top):
     mask = None if is_token.all() else is_token.to(device)
     piece = max(1, min(PIECE, LOGITS // (b * model.config.vocab_size)))
     cache = model.new_cache(b, longest)
-    logprobs, best = [], []
+    scores = [Score([]) for _ in texts]
     for start in range(0, longest, piece):
-        here = slice(start, min(start + piece, longest))
+        here = slice(start, start + piece)
         some = None if mask is None else mask[:, here]
-        logits = model(ids[:, here], cache=cache, attention_mask=some)  # (b, t, v)
-        total = logits.logsumexp(-1, keepdim=True)  # (b, t, 1)
-        following = ids[:, here.start + 1 : here.stop + 1, None]
-        logprobs.append((logits.gather(-1, following) - total)[..., 0].cpu())
-        values, tokens = logits.topk(top, -1)
-        best.append((tokens.cpu(), (values - total).cpu()))
-    logprobs = torch.cat(logprobs, 1)  # (b, t)
-    tokens, values = (torch.cat(each, 1) for each in zip(*best, strict=True))  # (b, t, top)
-    scores = []
-    for row, text in enumerate(texts):
-        places = slice(given - 1, len(text) - 1)
-        pairs = zip(tokens[row, places].tolist(), values[row, places].tolist(), strict=True)
-        scores.append(
-            Score(
-                text[given:],
-                logprobs[row, places].tolist(),
-                [[*zip(*pair, strict=True)] for pair in pairs],
-            )
-        )
+        logits = model(ids[:, :longest][:, here], cache=cache, attention_mask=some)  # (b, t, v)
+        for row, text in enumerate(texts):
+            begin, end = max(start, given[row] - 1), min(start + piece, len(text) - 1)
+            if begin < end:
+                following = ids[row, begin + 1 : end + 1]
+                places = logits[row, begin - start : end - start]
+                scores[row].tokens += with_logprobs(following, places, top)
     return scores

@@ -163,13 +163,13 @@ class Records:
     def __repr__(self):
         return f"<Records of {len(self.shapes)} names; names() lists them>"
 
-    def add(self, name, shape, tensor):
-        """Keep a copy of a tensor."""
+    def add(self, name, shape, tensor, fresh=False):
+        """Keep a copy of a tensor; or the tensor, if it is fresh: made for the trace alone."""
         tensor = tensor.detach()
         if self.keep is not None:
             tensor = self.keep(name, tensor)
         self.shapes[name] = shape
-        self.pieces.setdefault(name, []).append(tensor.to("cpu", copy=True))
+        self.pieces.setdefault(name, []).append(tensor.to("cpu", copy=not fresh))
 
     def names(self):
         """What was recorded, in the order of the first call."""
@@ -285,10 +285,10 @@ class Watcher:
         layer = getattr(self.running, "layer", None)
         return layer is not None and any(f"{layer[0]}.{part}" in self.wanted for part in parts)
 
-    def add(self, part, tensor):
+    def add(self, part, tensor, fresh=False):
         """Record a part of the running layer, if it is wanted."""
         if self.wants(part):
-            self.records.add(f"{self.running.layer[0]}.{part}", SHAPES[part], tensor)
+            self.records.add(f"{self.running.layer[0]}.{part}", SHAPES[part], tensor, fresh)
 
     def watch_attend(self, attend):
         def watched(q, k, v, mask):
@@ -297,7 +297,7 @@ class Watcher:
             self.add("k", k[:, :, -t:])
             self.add("v", v[:, :, -t:])
             if self.wants("attention"):
-                self.add("attention", attention_weights(q, k, mask))
+                self.add("attention", attention_weights(q.detach(), k.detach(), mask), fresh=True)
             return attend(q, k, v, mask)
 
         return watched
@@ -354,7 +354,8 @@ def attention_weights(q, k, mask):
     scores = (q.float().reshape(b, g, -1, d) * d**-0.5 @ k.float().mT).view(b, h, t, s)
     if mask is None:
         mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    scores.masked_fill_(~mask, -torch.inf)
+    return torch.softmax(scores, -1, out=scores)
 
 
 def watch_seconds(model, records, undo):

@@ -178,6 +178,8 @@ def verdict(report):
             reasons.append(f"the {name} differs")
     if report.ways:
         reasons.append(f"ours gives something else {' and '.join(report.ways)}")
+    for block, step in report.narrow:
+        reasons.append(f"{step} of block {block} is not float32 in {report.dtype}")
     if report.rounded_worse:
         reasons.append(f"{len(report.rounded_worse)} blocks round worse than transformers'")
     return "not the same: " + "; ".join(reasons)

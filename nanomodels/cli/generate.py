@@ -23,6 +23,7 @@ from nanomodels.cli.line_input import MessageReader, SharedMessages
 from nanomodels.cli.output import OutputFile
 from nanomodels.cli.progress import Progress
 from nanomodels.cli.rows import shared_rows
+from nanomodels.cli.score import score_rows
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import Screen, discard_stdout, report, use_utf8
 from nanomodels.generation.settings import generation_config
@@ -43,6 +44,11 @@ given come from the checkpoint's generation_config.json. Without that file, gene
 Exit status: 0, 2 for bad input, 130 after Ctrl-C, 1 for a fault of this program; with the
 environment variable NANOMODELS_TRACEBACK=1 it says where.
 """
+# The options that go with --score.
+SCORING = {
+    "score", "model", "raw", "system", "think", "tools", "trust_text", "device", "dtype",
+    "quantize", "era", "json", "logprobs", "quiet",
+}  # fmt: skip
 # What fingers type that know other programs.
 HINTS = {
     "-m": "did you mean --model?",
@@ -97,6 +103,19 @@ def parse_arguments(argv, prog="generate.py"):
     )
     add("--save-state", type=Path, metavar="FILE", help="save what was read and said")
     add("--load-state", type=Path, metavar="FILE", help="go on from what --save-state wrote")
+    add(
+        "--explain",
+        type=Path,
+        metavar="FILE",
+        help="write a page for a browser that shows what happened inside the model",
+    )
+    add(
+        "--score",
+        type=Path,
+        metavar="FILE",
+        help="generate nothing; write how likely each line of FILE is, as JSON: of a .jsonl file "
+        'the "text", if need be after a "prompt" or "messages"; --logprobs K adds alternatives',
+    )
     add("--max-new-tokens", type=int, metavar="N", help="at most N new tokens [256]")
     add("--temperature", type=float, metavar="T", help="0 is greedy; 1 is the model's own")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens; 0 is off")
@@ -142,8 +161,13 @@ def parse_arguments(argv, prog="generate.py"):
     add("--quiet", action="store_true", help="no numbers and no reasoning on stderr")
     parser.set_defaults(chat=prog == "nanomodels chat")
     args = parser.parse_args(argv)
-    if args.chat and (args.prompt is not None or args.prompt_file is not None):
+    if args.chat and (args.prompt, args.prompt_file, args.score) != (None, None, None):
         parser.error("a chat takes no prompt; type it when the chat has begun")
+    if args.score is not None:
+        for name, value in vars(args).items():
+            if value != parser.get_default(name) and name not in SCORING:
+                option = name if name == "prompt" else f"--{name.replace('_', '-')}"
+                parser.error(f"--score generates nothing; leave out {option}")
     return args
 
 
@@ -161,7 +185,6 @@ def run(args):
     rows = shared_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
-    from nanomodels.cache import check_target
     from nanomodels.cli.chat import converse
     from nanomodels.generation.calculator import calculator_for
     from nanomodels.linears.memory import keep_memory
@@ -172,21 +195,7 @@ def run(args):
     elif device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
-    if args.draft_lookup < 0:
-        raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
-    texts = len(rows or ()) * args.num_samples
-    if (args.draft_lookup or args.cuda_graph) and (texts > 1 or args.prompt_file is not None):
-        raise ValueError("--draft-lookup and --cuda-graph go with one prompt and one sample")
-    if (args.save_state or args.load_state) and texts > 1:
-        raise ValueError("--save-state and --load-state go with one prompt and one sample")
-    if job.is_parallel and (args.save_state or args.load_state or args.cuda_graph):
-        raise ValueError("--save-state, --load-state and --cuda-graph do not go with torchrun")
-    if args.save_state is not None:
-        check_target(args.save_state)  # before the work
-    if args.cuda_graph and (device != "cuda" or args.draft_lookup):
-        raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
-    if rows is None and (args.json or args.num_samples != 1):
-        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
+    check_options(args, rows, device, job)
     output = None if args.output is None else open_output(args, rows)
     if output is not None and output.count == len(rows) * args.num_samples:
         if not args.quiet:
@@ -207,12 +216,41 @@ def run(args):
         return
     with output or nullcontext():
         model, tokenizer = load_checkpoint(args, folder, device, dtype)
-        if args.prompt_file is None and args.num_samples == 1:
+        if args.score is not None:
+            score_rows(args, model, rows, start_encoder(args, tokenizer))
+            return
+        if not is_batch(args):
             answer_once(args, start_chat(args, settings, model, tokenizer), rows)
             return
         calculator = calculator_for(tokenizer)
         settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
         run_batch(args, model, settings, rows, start_encoder(args, tokenizer), output)
+
+
+def is_batch(args):
+    return args.prompt_file is not None or args.num_samples > 1
+
+
+def check_options(args, rows, device, job):
+    """Raise ValueError for options that do not go together, or that this machine has not."""
+    from nanomodels.cache import check_target
+
+    if args.draft_lookup < 0:
+        raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
+    for name in ("draft_lookup", "cuda_graph", "save_state", "load_state", "explain"):
+        option = f"--{name.replace('_', '-')}"
+        if getattr(args, name) and is_batch(args):
+            raise ValueError(f"{option} goes with one prompt and one sample")
+        if getattr(args, name) and name != "draft_lookup" and job.is_parallel:
+            raise ValueError(f"{option} does not go with torchrun")
+    if args.explain is not None and not rows:
+        raise ValueError("--explain goes with a prompt")
+    for path in filter(None, (args.save_state, args.explain)):
+        check_target(path)  # before the work
+    if args.cuda_graph and (device != "cuda" or args.draft_lookup):
+        raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
+    if rows is None and (args.json or args.num_samples != 1):
+        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
 
 
 def open_output(args, rows):
@@ -321,8 +359,35 @@ def answer_once(args, chat, rows):
         if args.json:
             text = Text(row, reply.prompt_tokens, 0, reply.completion)
             write_json(text, reply.settings, chat.encoder)
+        if args.explain is not None:
+            write_page(args, chat)
     if args.save_state is not None:
         with chat.progress:
             chat.save(args.save_state)
         if not args.quiet:
             report("saved", f"{chat.prefix.cache.length} tokens", f"{args.save_state}")
+
+
+def write_page(args, chat):
+    """Write the page of --explain about the last answer."""
+    from nanomodels import __version__
+    from nanomodels.analysis.explaining import explain
+    from nanomodels.cache import whole_file
+    from nanomodels.linears.sizes import device_of, formats
+
+    ids, count = chat.prefix.ids, chat.reply.prompt_tokens
+    settings = chat.reply.settings
+    about = {
+        "model": str(args.model),
+        "weights": " and ".join(formats(chat.model)),
+        "device": str(device_of(chat.model)),
+        "temperature": settings.temperature,
+        "seed": settings.seed if settings.temperature else "none: greedy",
+        "made by": f"nanomodels {__version__}",
+    }
+    with Progress("explaining: ", "tokens", args.quiet) as progress:
+        page = explain(chat.model, chat.tokenizer, ids[:count], ids[count:], about, progress)
+    with whole_file(args.explain) as partial:
+        partial.write_text(page, encoding="utf-8")
+    if not args.quiet:
+        report("page", f"{len(page) / 1e6:.2f} MB", f"{args.explain}")

@@ -5,6 +5,11 @@ The lines of a file are text, or JSON where its name ends in .jsonl or where it 
     "a text"
     {"id": 7, "system": "Be brief.", "prompt": "a text"}
     {"messages": [{"role": "user", "content": "a text"}, {"role": "assistant", ...}, ...]}
+
+The lines of --score are texts; in JSON they may come after a prompt:
+
+    {"text": "a text"}
+    {"prompt": "a text", "text": "an answer"}
 """
 
 import json
@@ -23,10 +28,11 @@ ROLES = ("system", "user", "assistant")
 class Row:
     """A prompt as the user gave it."""
 
-    messages: list  # a chat; its last message is the user's
+    messages: list  # a chat; its last message is the user's; to be scored, there may be none
     where: str = "the prompt"  # for errors
     line: int | None = None  # of the file
     id: str | int | None = None  # carried through to the output
+    text: str | None = None  # to be scored
 
     def encode(self, encoder):
         """The Prompt, by a prompts.ChatEncoder or TextEncoder.
@@ -52,19 +58,21 @@ def read_rows(args):
     With --save-state there may be none.
     Raises ValueError for no prompt, an empty one, or text that is not UTF-8.
     """
-    if args.logprobs is not None and not args.json:
+    if args.logprobs is not None and not args.json and args.score is None:
         raise ValueError("--logprobs goes with --json")
     if "" in args.stop:
         raise ValueError("--stop is empty; give the text to end before")
     if not all(map(is_utf8, (*args.stop, args.system or "", args.prompt or ""))):
         raise ValueError("the prompt is not UTF-8 text")
+    if args.prompt_file is None and (args.output is not None or args.shard is not None):
+        raise ValueError("--output and --shard go with --prompt-file")
+    if args.score is not None:
+        return read_file(args.score, to_score=True)
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
         rows = read_file(args.prompt_file)
         return rows if args.shard is None else shard(rows, args.shard)
-    if args.output is not None or args.shard is not None:
-        raise ValueError("--output and --shard go with --prompt-file")
     if args.prompt is not None:
         where, text = "the argument", args.prompt
     elif args.chat or (sys.stdin is not None and sys.stdin.isatty()):
@@ -107,7 +115,7 @@ def read_input():
         raise ValueError(f"standard input is not UTF-8 text ({error})") from None
 
 
-def read_file(path):
+def read_file(path, to_score=False):
     """The Rows of a file; "-" is standard input. Blank lines are left out."""
     if str(path) == "-":
         name, text = "standard input", read_input()
@@ -121,33 +129,46 @@ def read_file(path):
             continue
         where = f"{name}: line {number}"
         try:
-            row = read_line(line) if is_json else Row([user(line.removesuffix("\r"))])
+            if is_json:
+                row = read_line(line, to_score)
+            else:
+                text = line.removesuffix("\r")
+                row = Row([], text=text) if to_score else Row([user(text)])
         except ValueError as error:
             raise ValueError(f"{where}: {one_line(error)}") from None
         row.where, row.line = where, number
         rows.append(row)
     if not rows:
-        raise ValueError(f"the prompt is empty ({name}); give some text")
+        kind = "file" if to_score else "prompt"
+        raise ValueError(f"the {kind} is empty ({name}); give some text")
     return rows
 
 
-def read_line(line):
+def read_line(line, to_score=False):
     """The Row of a line of JSON."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({one_line(error)})") from None
     if isinstance(row, str):
-        row = {"prompt": row}
+        row = {"text" if to_score else "prompt": row}
     if not isinstance(row, dict):
         raise ValueError(f"must be a JSON string or object, is {shown(row)}")
-    check_keys("", row, KEYS)
-    if ("prompt" in row) == ("messages" in row):
-        raise ValueError("must have prompt or messages, and not both")
+    check_keys("", row, (*KEYS, "text") if to_score else KEYS)
     id = row.get("id")
     if isinstance(id, bool) or not isinstance(id, (str, int, type(None))):
         raise ValueError(f"id must be a string or a whole number, is {shown(id)}")
     text_of("id", str(id))
+    text = text_of("text", row.get("text")) if to_score else None
+    if to_score and not row.keys() & {"prompt", "messages", "system"}:
+        return Row([], id=id, text=text)
+    return Row(read_prompt(row), id=id, text=text)
+
+
+def read_prompt(row):
+    """The messages of a line's object."""
+    if ("prompt" in row) == ("messages" in row):
+        raise ValueError("must have prompt or messages, and not both")
     if "prompt" in row:
         messages = [user(text_of("prompt", row["prompt"]))]
     else:
@@ -159,7 +180,7 @@ def read_line(line):
             raise ValueError("system is there, and messages have one, too")
         content = text_of("system", row["system"])
         messages = [{"role": "system", "content": content}, *messages]
-    return Row(messages, id=id)
+    return messages
 
 
 def read_messages(messages):

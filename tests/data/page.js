@@ -11,6 +11,7 @@ class Node {
   get rows() { return this.children; }
   appendChild(child) { this.children.push(child); child.parent = this; return child; }
   replaceChildren(...nodes) { this.own = ""; this.children = []; nodes.forEach(node => this.appendChild(node)); }
+  get classList() { return { toggle: (name, on) => { this.marked = on ? name : ""; } }; }
   remove() { this.parent.children = this.parent.children.filter(child => child !== this); }
   setAttribute(name, value) { this.attributes[name] = String(value); }
   addEventListener(name, call) { this.listeners[name] = call; }
@@ -21,7 +22,7 @@ class Node {
 }
 
 const places = { "#content": new Node("script", part('id="content">', "</script>")), "#data": new Node("script", part('id="data">', "</script>")) };
-for (const query of ["#say", "#words", "#s2 .note", ...[1, 2, 3, 4, 5, 6, 7, 8, 9].flatMap(n => [`#s${n} > div`, `#s${n}`])]) places[query] = new Node("div");
+for (const query of ["#say", "#words", "#story", "#s2 .note", ...[1, 2, 3, 4, 5, 6, 7, 8, 9].flatMap(n => [`#s${n} > div`, `#s${n}`])]) places[query] = new Node("div");
 const root = new Node("html"), listeners = {};
 global.Node = Node;
 global.document = { documentElement: root, createElement: tag => new Node(tag), addEventListener: (name, call) => { listeners[name] = call; },
@@ -30,7 +31,7 @@ global.getComputedStyle = () => ({ getPropertyValue: () => "0, 0, 0" });
 global.location = { hash: process.argv[3] };
 global.history = { replaceState: (_, __, hash) => { global.location.hash = hash; } };
 const canvases = node => (node.tag === "canvas" ? [node] : []).concat(...node.children.map(canvases));
-const look = () => ({ hash: global.location.hash, say: places["#say"].textContent, words: places["#words"].textContent,
+const look = () => ({ hash: global.location.hash, say: places["#say"].textContent, words: places["#words"].textContent, story: places["#story"].textContent,
   sections: [1, 2, 3, 4, 5, 6, 7, 8, 9].map(n => places[`#s${n} > div`].children.map(child => child.tag === "table" || child.tag === "div"
     ? (child.tag === "div" ? child.children[0] : child).children.map(row => row.textContent).join("\n") : child.textContent).join("\n")),
   canvases: [3, 4, 5].map(n => canvases(places[`#s${n} > div`]).map(node => node.cells)) });
