@@ -554,8 +554,8 @@ class Saved:
     notes: str
 
 
-def read_saved(path):
-    """Read a file of `Cache.save`: a Saved.
+def read_saved(path, what="cache"):
+    """Read a file of `Cache.save`: a Saved. `what` it is for the user, in errors.
 
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
@@ -575,7 +575,7 @@ def read_saved(path):
             raise ValueError("its ids are not all numbers from 0 on")
     except READING_ERRORS as error:
         reason = str(error)[:200]
-        raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
+        raise ValueError(f"{path}: not a {what} that was saved whole ({reason!r})") from None
     return Saved(snapshot, ids, metadata.get("notes", ""))
 
 
@@ -601,11 +601,12 @@ def write_tensors(path, tensors, metadata):
     Raises ValueError if the path is something else than a file; OSError if it cannot be written.
     """
     path = check_target(path)
-    # In a folder of its own, so that several processes can save to the same path.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        try:
+    try:
+        # In a folder of its own, so that several processes can save to the same path.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
             save_file(tensors, partial, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from None
-        partial.replace(path)
+            partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error  # without the partial file's name
+        raise OSError(f"{path}: cannot be written ({reason})") from None

@@ -39,7 +39,7 @@ def save(chat, path):
 @torch.inference_mode()
 def load(chat, path):
     """Let a Chat go on with what is in a file; errors as of Chat.load."""
-    saved = read_saved(path)
+    saved = read_saved(path, "conversation")
     try:
         notes = json.loads(saved.notes)
         found, crc32 = dict(notes["fingerprint"]), notes["crc32"]
