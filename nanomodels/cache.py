@@ -559,9 +559,7 @@ def read_saved(path, what="cache"):
 
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
-    path = check_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = check_source(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -584,6 +582,15 @@ def check_target(path):
     path = check_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
+    return path
+
+
+def check_source(path):
+    """The path as a Path; raises an error if no file can be read there."""
+    path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # safe_open says "no such file" of one that must not be read
     return path
 
 

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nanomodels.cache import Call, check_path, write_tensors
+from nanomodels.cache import Call, check_source, write_tensors
 
 SHAPES = {
     "in": "b t m",
@@ -213,7 +213,7 @@ class Records:
 
 def load_records(path):
     """What `Records.save` wrote: (records, ids). Raises FileNotFoundError, or ValueError."""
-    path = check_path(path)
+    path = check_source(path)
     records = Records()
     try:
         with safe_open(path, framework="pt") as file:
