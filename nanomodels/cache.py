@@ -624,14 +624,12 @@ class Saved:
     notes: str
 
 
-def read_saved(path):
-    """Read a file of `Cache.save`: a Saved.
+def read_saved(path, what="cache"):
+    """Read a file of `Cache.save`: a Saved. `what` it is for the user, in errors.
 
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
-    path = check_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = check_source(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -645,7 +643,7 @@ def read_saved(path):
             raise ValueError("its ids are not all numbers from 0 on")
     except READING_ERRORS as error:
         reason = str(error)[:200]
-        raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
+        raise ValueError(f"{path}: not a {what} that was saved whole ({reason!r})") from None
     return Saved(snapshot, ids, metadata.get("notes", ""))
 
 
@@ -658,6 +656,15 @@ def check_target(path):
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def check_source(path):
+    """The path as a Path; raises an error if no file can be read there."""
+    path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # safe_open says "no such file" of one that must not be read
     return path
 
 
@@ -677,17 +684,18 @@ def whole_file(path):
     if it cannot be written.
     """
     path = check_target(path)
-    # In a folder of its own, so that several processes can save to the same path.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        yield partial
-        partial.replace(path)
+    try:
+        # In a folder of its own, so that several processes can save to the same path.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error  # without the partial file's name
+        raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
 def write_tensors(path, tensors, metadata):
     """Write a safetensors file, as `whole_file` does."""
     with whole_file(path) as partial:
-        try:
-            save_file(tensors, partial, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from None
+        save_file(tensors, partial, metadata=metadata)

@@ -119,7 +119,7 @@ class Meter:
 
 def report(name, *figures):
     """One line of figures on stderr."""
-    say(f"{name:8}{', '.join(figures)}")
+    tell(f"{name:8}{', '.join(figures)}")
 
 
 def dim(text):
@@ -129,10 +129,15 @@ def dim(text):
     return f"\033[2m{text}\033[0m" if text and terminal and colours else text
 
 
-def note(line):
-    """A line on stderr that is no part of the conversation, not broken within words."""
+def tell(text, style=str):
+    """A line on stderr, not broken within words."""
     output = Output(sys.stderr)
-    show(dim(output.push(printable(line)) + output.finish()) + "\n")
+    show(style(output.push(printable(text)) + output.finish()) + "\n")
+
+
+def note(text):
+    """A line on stderr that is no part of the conversation."""
+    tell(text, dim)
 
 
 def report_unanswered(completions):

@@ -47,7 +47,7 @@ def save(chat, path):
 def load(chat, path):
     """Let a Chat go on with what is in a file; errors as of Chat.load."""
     check_whole(chat.model)
-    saved = read_saved(path)
+    saved = read_saved(path, "conversation")
     try:
         notes = json.loads(saved.notes)
         found, crc32 = dict(notes["fingerprint"]), notes["crc32"]
