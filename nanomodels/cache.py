@@ -471,7 +471,7 @@ class Cache:
         """
         parts = [(self, torch.tensor(rows)), (other, torch.tensor(others))]
         parts = [(cache, kept.to(cache.positions.device)) for cache, kept in parts]
-        slots = [cache.slots_of_tokens(kept) for cache, kept in parts]
+        slots = [slots_of_tokens(cache, kept) for cache, kept in parts]
         new = copy.copy(self)
         new.counts = torch.cat([cache.counts[kept] for cache, kept in parts])
         new.length, new.max_length = int(new.counts.max()), max_length
@@ -487,12 +487,6 @@ class Cache:
             for mine, its in zip(self.entries, other.entries, strict=True)
         ]
         return new
-
-    def slots_of_tokens(self, rows):
-        """The slots (b, s) of the tokens of some rows, in order; s tokens has the longest."""
-        positions = self.positions[rows, : self.length]
-        order = (positions == PADDING).byte().argsort(dim=1, stable=True)
-        return order[:, : int(self.counts[rows].max())]
 
     def reorder(self, rows: Iterable[int] | torch.Tensor) -> None:
         """Keep the given rows, in that order. A row may be given several times, or not at all."""
@@ -513,6 +507,13 @@ class Savepoint:
     has_padding: bool
     counts: torch.Tensor
     entries: list
+
+
+def slots_of_tokens(cache, rows):
+    """The slots (b, s) of the tokens of some rows, in order; s tokens has the longest."""
+    positions = cache.positions[rows, : cache.length]
+    order = (positions == PADDING).byte().argsort(dim=1, stable=True)
+    return order[:, : int(cache.counts[rows].max())]
 
 
 def join(parts, max_length):

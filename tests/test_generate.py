@@ -901,7 +901,7 @@ def test_a_page_is_about_the_real_generation(run, tmp_path):
         (["Hi", "--explain", "/proc/page.html"], "/proc/page.html: cannot be written"),
         (["--prompt-file", "one", "--explain", "page"], "--explain goes with one prompt"),
         (["Hi", "--num-samples", "2", "--explain", "page"], "--explain goes with one prompt"),
-        (["--prompt-file", "one", "--save-state", "state"], "--save-state and --load-state go"),
+        (["--prompt-file", "one", "--save-state", "state"], "--save-state goes with one prompt"),
     ],
 )
 def test_a_page_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, args, words):
