@@ -75,6 +75,7 @@ class KV:
         return {"k": self.k[:, :, :length], "v": self.v[:, :, :length]}
 
     def reorder(self, rows):
+        rows = rows.to(self.k.device)
         self.k, self.v = self.k[rows], self.v[rows]
 
     def joined(self, parts, max_length):
@@ -84,6 +85,9 @@ class KV:
             for name in ("k", "v")
         )
         return KV(k, v)
+
+    def move(self, device):
+        self.k, self.v = self.k.to(device), self.v.to(device)
 
     def grow(self, slots):
         """Add free slots."""
@@ -154,13 +158,17 @@ class SSM:
         return {"window": self.window, "state": self.state}
 
     def reorder(self, rows):
+        rows = rows.to(self.state.device)
         self.window, self.state = self.window[rows], self.state[rows]
+
+    def move(self, device):
+        self.window, self.state = self.window.to(device), self.state.to(device)
 
     def joined(self, parts, max_length):
         """An entry with rows of several, as of KV."""
-        windows, states = zip(
-            *((e.window[rows], e.state[rows]) for e, rows, _ in parts), strict=True
-        )
+        here = self.state.device
+        pairs = ((e.window[rows.to(here)], e.state[rows.to(here)]) for e, rows, _ in parts)
+        windows, states = zip(*pairs, strict=True)
         return SSM(torch.cat(windows), torch.cat(states))
 
 
@@ -525,6 +533,7 @@ def join(parts, max_length):
     count = sum(len(rows) for _, rows, _ in parts)
     joined, start = first.new_zeros(count, first.shape[1], max_length, first.shape[3]), 0
     for tensor, rows, slots in parts:
+        rows, slots = rows.to(first.device), slots.to(first.device)
         end, index = start + len(rows), slots[:, None, :, None]
         joined[start:end, :, : slots.shape[1]] = tensor[rows].take_along_dim(index, 2)
         start = end

@@ -28,6 +28,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from nanomodels.checkpoint import modelopt, nanochat_folder
+from nanomodels.checkpoint.devices import Devices, connect_devices
 from nanomodels.checkpoint.finding import find
 from nanomodels.checkpoint.names import PADDING_PREFIX, listed, rename
 from nanomodels.checkpoint.stop_ids import stop_ids
@@ -78,6 +79,9 @@ def load(
     Its `stop_ids` are the checkpoint's; `skipped` lists the tensors left out: {name: bytes}. To
     train it, call model.requires_grad_() first; the files do not change.
 
+    device: one, or several as "cuda:0,cuda:1": the layers are spread over them, and one after the
+    other computes (checkpoint/devices.py).
+
     dtype None keeps the checkpoint's (of several, the one that most weights have); else it is
     float32, bfloat16 or float16, as a string or torch's. progress(done, total), if given, is called
     with bytes before the first tensor and after each. era, for a nanochat training folder, is a
@@ -89,15 +93,19 @@ def load(
     name = str(dtype).removeprefix("torch.")
     if dtype is not None and name not in DTYPES:
         raise ValueError(f"dtype {name} is not supported; supported: {', '.join(DTYPES)}")
-    device, ranks = usable_device(device), ranks_here() if parallel else None
+    devices, ranks = usable_devices(device), ranks_here() if parallel else None
     source = read(folder, era, quantize=quantize, ranks=ranks)
-    return finish(source, device, DTYPES.get(name), progress)
+    return finish(source, devices, DTYPES.get(name), progress)
 
 
-def usable_device(device):
-    """The torch.device. Raises ValueError for one that torch does not know or find here."""
+def usable_devices(device):
+    """A list of torch.device: of one, or of "cuda:0,cuda:1" and the like.
+
+    Raises ValueError for one that torch does not know or find here.
+    """
+    names = device.split(",") if isinstance(device, str) else [device]
     try:
-        return torch.empty(0, device=device).device
+        return [torch.empty(0, device=name).device for name in names]
     except (AssertionError, RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} cannot be used: {one_line(error)}") from None
 
@@ -290,18 +298,24 @@ def swap_linears(model, named, stored, quantize, quantize_head):
 # --- Fill ---
 
 
-def finish(source, device="cpu", dtype=None, progress=None):
+def finish(source, devices=("cpu",), dtype=None, progress=None):
     """Fill the model of a Source with its weights; arguments as for `load`."""
+    devices = [torch.device(device) for device in devices]
     try:
-        matches, device = match_tensors(source.model, source.tensors), torch.device(device)
-        check_memory(source, matches, device, dtype)
-        fill(matches, device, dtype, progress)
+        matches = match_tensors(source.model, source.tensors)
+        spread = Devices(devices, matches)
+        for device in devices:
+            here = [match for match in matches if spread.of(match.places[0].name) == device]
+            check_memory(source, here, device, dtype)
+        fill(matches, spread, dtype, progress)
     except ValueError as error:
         raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
     prepack_linears(source.model)
     if source.ranks is not None:
         connect(source.model, source.ranks)
+    if len(devices) > 1:
+        connect_devices(source.model)
     return source.model.eval()
 
 
@@ -426,8 +440,8 @@ def check_memory(source, matches, device, dtype):
     )
 
 
-def fill(matches, device, dtype, progress):
-    """Put each tensor into its places; dtype None is the usual one.
+def fill(matches, devices, dtype, progress):
+    """Put each tensor into its places; devices as Devices, dtype None is the usual one.
 
     The pages of a tensor that was copied leave memory before the next one is read.
     """
@@ -437,6 +451,7 @@ def fill(matches, device, dtype, progress):
         progress(0, total)
     for match in matches:
         tensor, place = match.tensor, match.places[0]
+        device = devices.of(place.name)
         if place.is_quantized:
             stored = tensor.read(wanted) if isinstance(tensor, Cut) else tensor
             place.module.load_weight(stored, device, wanted)

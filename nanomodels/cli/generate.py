@@ -9,6 +9,8 @@ Of several texts each comes after a line such as ==> line 3, sample 2 <== or, wi
 of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
+import argparse
+import re
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -137,7 +139,13 @@ def parse_arguments(argv, prog="generate.py"):
         metavar="N",
         help="draft up to N tokens from the text so far [0: off]",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    add(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="D",
+        help="auto, cpu, cuda, or layers over several, as cuda:0,cuda:1 [auto]",
+    )
     add("--cuda-graph", action="store_true", help="run each decode step as a CUDA graph")
     add(
         "--dtype",
@@ -171,6 +179,15 @@ def parse_arguments(argv, prog="generate.py"):
     return args
 
 
+def device_name(text):
+    """An argument that names a device, or several."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,cuda:\d{1,3})*)?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.40} is none; give auto, cpu, cuda, or several as cuda:0,cuda:1"
+        )
+    return text
+
+
 def main(argv=None, prog="generate.py"):
     status = exit_status(prog, lambda: run(parse_arguments(argv, prog)), this_job().speak)
     if status in (1, 2, 141):
@@ -192,8 +209,8 @@ def run(args):
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    elif device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no CUDA device here; use --device cpu")
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     check_options(args, rows, device, job)
     output = None if args.output is None else open_output(args, rows)
@@ -243,6 +260,8 @@ def check_options(args, rows, device, job):
             raise ValueError(f"{option} goes with one prompt and one sample")
         if getattr(args, name) and name != "draft_lookup" and job.is_parallel:
             raise ValueError(f"{option} does not go with torchrun")
+    if job.is_parallel and ":" in device:
+        raise ValueError("under torchrun, --device is cpu or cuda: each process has its own")
     if args.explain is not None and not rows:
         raise ValueError("--explain goes with a prompt")
     for path in filter(None, (args.save_state, args.explain)):
@@ -272,7 +291,7 @@ def messages_for(job):
 def load_checkpoint(args, folder, device, dtype):
     """The model and the tokenizer in a folder."""
     from nanomodels import Tokenizer, load
-    from nanomodels.checkpoint.loading import finish, read
+    from nanomodels.checkpoint.loading import finish, read, usable_devices
     from nanomodels.checkpoint.names import left_out
     from nanomodels.config import parameter_count
     from nanomodels.linears.sizes import device_of, formats
@@ -282,7 +301,7 @@ def load_checkpoint(args, folder, device, dtype):
         if job.is_parallel:
             source = read(folder, args.era, quantize=args.quantize, ranks=job.ranks)
             job.connect(device)  # after a ValueError for sizes that cannot be cut
-            model = finish(source, job.device(device), dtype, progress)
+            model = finish(source, usable_devices(job.device(device)), dtype, progress)
         else:
             model = load(folder, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
