@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import hypothesis.strategies as st
 import pytest
 import torch
-from effort import examples
+from effort import THOROUGH, examples
 from hypothesis import given, settings
 from test_drafts import taught
 
@@ -127,7 +127,7 @@ PIECES = [
 EXPRESSIONS = st.lists(st.sampled_from(PIECES), max_size=20).map("".join) | st.text(max_size=40)
 
 
-@settings(max_examples=examples(2000), deadline=None, derandomize=True)
+@settings(max_examples=10_000 if THOROUGH else 500, deadline=None, derandomize=True)
 @given(EXPRESSIONS)
 def test_no_text_raises_and_no_name_is_ever_reached(expression):
     value = calculate(expression)

@@ -421,6 +421,16 @@ def test_whatever_is_unforeseen_is_one_line_and_called_our_fault(
     assert "Traceback" in (err := capfd.readouterr().err) and "in work" in err
 
 
+def test_a_python_without_torch_is_told_how_to_get_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, out, err = run("Hi")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"generate.py: error: torch is not installed in {sys.executable}; make demo sets up "
+        ".venv/bin/python, or: pip install .\n"
+    )
+
+
 def test_a_fault_anywhere_in_a_run_is_one_line(run, monkeypatch):
     monkeypatch.setattr(generate, "shared_rows", lambda args: [][0])
     status, out, err = run("Hi")

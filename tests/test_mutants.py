@@ -1155,6 +1155,21 @@ MUTANTS = {
         "and cache.config != config:",
         "and True:",
     ),
+    "cache: an error names a partial file": (
+        "cache.py",
+        'getattr(error, "strerror", None) or error',
+        "error",
+    ),
+    "load: a file that must not be read is said to be missing": (
+        "tensors.py",
+        'path.open("rb").close()',
+        "pass",
+    ),
+    "a Python without torch is our fault": (
+        "command.py",
+        "except ModuleNotFoundError as error:",
+        "except ZeroDivisionError as error:",
+    ),
     "cache: another dtype is taken": ("cache.py", "if made != wanted:", "if False:"),
     "cache: torch says that it is of inference_mode": (
         "cache.py",

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import secrets
+import sys
 import traceback
 
 from nanomodels.cli.job import this_job
@@ -62,6 +63,12 @@ def exit_status(prog, work, speak=say):
         return 141
     except SystemExit:
         raise
+    except ModuleNotFoundError as error:
+        say(
+            f"{prog}: error: {error.name} is not installed in {sys.executable}; make demo sets up "
+            ".venv/bin/python, or: pip install ."
+        )
+        return 2
     except BaseException as error:  # all: a panic in tiktoken's Rust code is no Exception
         # torch reports too little memory as a RuntimeError.
         too_large = isinstance(error, RuntimeError) and "memory" in str(error)
