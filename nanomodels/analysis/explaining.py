@@ -11,6 +11,7 @@ import statistics
 import sys
 import zlib
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def make_page(model, tokenizer, ids, prompt, start, about):
         "bytes": state_bytes(model),
     }
     pack_streams(records, layers, numbers)
+    numbers.add("share", shares_of_logits(model, records, layers, ids[first + 1 :]))
     page["rows"] = pack_rows(records, layers, numbers)
     page["mamba"] = pack_mamba(records, layers, numbers)
     page["experts"] = pack_experts(model, records, layers, numbers)
@@ -260,18 +262,46 @@ def state_bytes(model):
 
 def lens(model, x, middle=None):
     """The logits as if x (b, t, m) were the last hidden states; middle: of nanochat of 2026."""
-    architecture = sys.modules[type(model).__module__]
     if middle is not None:
         x = x - model.backout_lambda[0] * middle
-    if hasattr(model, "norm_f"):
-        x = model.norm_f(x)
-    elif hasattr(model, "model"):
-        x = model.model.norm(x)
-    else:
-        x = architecture.rms_norm(x, model.config.rms_norm_eps)
-    logits = model.lm_head(x).float()
+    logits = model.lm_head(last_norm(model)(x)).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def last_norm(model):
+    if hasattr(model, "norm_f"):
+        return model.norm_f
+    if hasattr(model, "model"):
+        return model.model.norm
+    rms_norm = sys.modules[type(model).__module__].rms_norm
+    return lambda x: rms_norm(x, model.config.rms_norm_eps)
+
+
+def shares_of_logits(model, records, layers, following):
+    """What the embedding and each layer add to the logit of the token that came: (1 + l, t).
+
+    They sum to the logit before the cap, without what the bias of the last norm adds: a norm is
+    linear but for its scale, which is that of the last hidden states. With backout of nanochat of
+    2026, a last row has what that adds.
+    """
+    x = [records[f"{layers[0]}.in"][0].double(), *(records[name][0].double() for name in layers)]
+    parts = [x[0], *(after - before for before, after in pairwise(x))]
+    if hasattr(model, "backout_lambda"):
+        parts.append(-model.backout_lambda[0].double().cpu() * x[1 + len(layers) // 2])
+    norm, gain = last_norm(model), 1.0
+    if hasattr(norm, "weight"):
+        gain = norm.weight.detach().double().cpu()
+    if hasattr(norm, "bias"):  # a LayerNorm1P takes the mean off, and 1 from its weight
+        parts, gain = [part - part.mean(-1, keepdim=True) for part in parts], gain + 1
+    eps = norm.eps if hasattr(norm, "eps") else model.config.rms_norm_eps
+    gain = gain * (sum(parts).square().mean(-1, keepdim=True) + eps).rsqrt()  # (t, m)
+    device, dtype = model.lm_head.weight.device, records[layers[0]].dtype
+    rows = []
+    for part in parts:
+        logits = model.lm_head((part * gain)[:-1].to(device, dtype)).float().cpu()
+        rows.append(logits.gather(1, torch.tensor(following, dtype=torch.long)[:, None])[:, 0])
+    return torch.stack(rows)
 
 
 def lens_rows(model, tokenizer, records, layers, following, numbers):
@@ -308,8 +338,8 @@ class Numbers:
         if log:
             least = x[x > 0].min().item() if (x > 0).any() else 1.0
             x = x.clamp(min=least).log2()
-        low = x.min().item() if low is None else low
-        high = x.max().item() if high is None else high
+        low = (x.min().item() if x.numel() else 0.0) if low is None else low
+        high = (x.max().item() if x.numel() else 0.0) if high is None else high
         step = (high - low) / 255 or 1.0
         codes = ((x - low) / step).round().clamp(0, 255).to(torch.uint8)
         self.put(name, codes, {"low": low, "step": step, "log": log})
