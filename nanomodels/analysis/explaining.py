@@ -119,9 +119,19 @@ def record(model, ids, start):
     for name in known_names(model):
         if is_layer(name) or name.rpartition(".")[2] in (*known, "state_norm", "in"):
             wanted.add(name)
-    with trace(model, *sorted(wanted)) as records:
+    with trace(model, *sorted(wanted), keep=keep_heaviest) as records:
         read_shown(model, ids, start)
     return records
+
+
+def keep_heaviest(name, tensor):
+    return heaviest(tensor) if name.endswith(".attention") else tensor
+
+
+def heaviest(rows):
+    """Of each row of weights (..., s) the heaviest k, with their keys: (..., k, 2)."""
+    weights, keys = rows.topk(min(MANY[0], rows.shape[-1]))
+    return torch.stack((weights, keys.float()), -1)
 
 
 # --- Tokens ---
@@ -165,9 +175,8 @@ def copies(records, layers, ids, begin, first):
         looks = []  # (share, layer, head, key)
         for layer, name in enumerate(layers):
             if f"{name}.attention" in records.shapes:
-                shares, keys = records[f"{name}.attention"][0, :, i - first].max(-1)
-                pairs = zip(shares.tolist(), keys.tolist(), strict=True)
-                looks += [(share, layer, head, key) for head, (share, key) in enumerate(pairs)]
+                top = records[f"{name}.attention"][0, :, i - first, 0].tolist()  # of each head
+                looks += [(share, layer, head, int(key)) for head, (share, key) in enumerate(top)]
         looks = [look for look in looks if look[0] >= SURE and ids[look[3]] == ids[i + 1]]
         if runs and runs[-1]["at"] + runs[-1]["count"] == i + 1:
             last = runs[-1]
@@ -379,22 +388,21 @@ def pack_rows(records, layers, numbers):
     found = []
     for i, name in enumerate(layers):
         if f"{name}.attention" in records.shapes:
-            weights = records[f"{name}.attention"][0]  # (h, t, s)
-            names = [f"head {h}" for h in range(len(weights))]
-            found.append((i, names, weights))
+            rows = records[f"{name}.attention"][0]  # (h, t, k, 2)
+            found.append((i, [f"head {h}" for h in range(len(rows))], rows))
         elif f"{name}.dt" in records.shapes:
-            found.append((i, ["read", "held"], memory_rows(records, name)))
-    total = sum(weights[..., 0].numel() for _, _, weights in found)
-    keys = next((k for k in MANY if 3 * k * total <= KEYS_BYTES), MANY[-1])
-    rows = []
-    for i, names, weights in found:
-        values, places = weights.topk(min(keys, weights.shape[-1]))
-        numbers.add(f"rows.{i}", values, 0, 1)
-        numbers.add_whole(f"rows.{i}.keys", places)
-        kept = values.sum(-1)[weights.sum(-1) > 0]
-        least = kept.min().item() if len(kept) else 1.0
-        rows.append({"layer": i, "names": names, "keys": values.shape[-1], "least": least})
-    return rows
+            found.append((i, ["read", "held"], heaviest(memory_rows(records, name))))
+    total = sum(rows[..., 0, 0].numel() for _, _, rows in found)
+    count = next((k for k in MANY if 3 * k * total <= KEYS_BYTES), MANY[-1])
+    packed = []
+    for i, names, rows in found:
+        weights, keys = rows[..., :count, :].unbind(-1)  # (h, t, k)
+        numbers.add(f"rows.{i}", weights, 0, 1)
+        numbers.add_whole(f"rows.{i}.keys", keys)
+        kept = weights.sum(-1)
+        least = kept[kept > 0].min().item() if (kept > 0).any() else 1.0
+        packed.append({"layer": i, "names": names, "keys": weights.shape[-1], "least": least})
+    return packed
 
 
 def memory_rows(records, name):
