@@ -289,3 +289,12 @@ def test_seconds_of_each_module_and_call(hybrid):
     assert inside < sum(records.seconds["layers.0"])
     with pytest.raises(ValueError, match="'seconds' goes alone"):
         nanomodels.trace(hybrid, "seconds", "logits").__enter__()
+
+
+def test_a_cuda_graph_that_is_captured_is_refused(hybrid, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with nanomodels.trace(hybrid), pytest.raises(ValueError, match="its steps cannot be traced"):
+        hybrid(random_ids(hybrid, 1, 3))
+    assert tracing.active.acquire(blocking=False), "the trace is over"
+    tracing.active.release()

@@ -32,6 +32,8 @@ EXAMPLES = """examples:
   {command} --model nemotron-tiny "Once upon a time"
   {command} --model nvidia/Nemotron-Mini-4B-Instruct --quantize int4 "Why is the sky blue?"
   {command} --prompt-file questions.txt --json > answers.jsonl
+  {command} "What is the capital of France?" --explain france.html
+  {command} --score texts.txt > scores.jsonl
   echo "What is 12 + 30?" | {command} --quiet
 
 NAME is a folder, a folder in weights/, a shipped model (nanochat-tiny, nemotron-tiny,
