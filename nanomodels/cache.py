@@ -77,6 +77,14 @@ class KV:
     def reorder(self, rows):
         self.k, self.v = self.k[rows], self.v[rows]
 
+    def joined(self, parts, max_length):
+        """An entry with rows of several, as `Cache.joined`; parts: (entry, rows, slots)."""
+        k, v = (
+            join([(getattr(entry, name), *where) for entry, *where in parts], max_length)
+            for name in ("k", "v")
+        )
+        return KV(k, v)
+
     def grow(self, slots):
         """Add free slots."""
         self.k = F.pad(self.k, (0, 0, 0, slots))
@@ -110,6 +118,11 @@ class Ids:
     def reorder(self, rows):
         self.ids = self.ids[rows]
 
+    def joined(self, parts, max_length):
+        """An entry with rows of several, as of KV."""
+        parts = [(entry.ids[:, None, :, None], rows, slots) for entry, rows, slots in parts]
+        return Ids(join(parts, max_length)[:, 0, :, 0], self.vocab_size)
+
     def grow(self, slots):
         """Add free slots."""
         self.ids = F.pad(self.ids, (0, slots))
@@ -142,6 +155,13 @@ class SSM:
 
     def reorder(self, rows):
         self.window, self.state = self.window[rows], self.state[rows]
+
+    def joined(self, parts, max_length):
+        """An entry with rows of several, as of KV."""
+        windows, states = zip(
+            *((e.window[rows], e.state[rows]) for e, rows, _ in parts), strict=True
+        )
+        return SSM(torch.cat(windows), torch.cat(states))
 
 
 @dataclass(frozen=True)
@@ -440,6 +460,34 @@ class Cache:
         """A deep copy. Neither cache ever changes the other."""
         return copy.deepcopy(self)
 
+    @torch.no_grad()
+    def joined(
+        self, rows: list[int], other: "Cache", others: list[int], max_length: int
+    ) -> "Cache":
+        """A new cache with `rows` of this one, then the rows `others` of another of the same model.
+
+        Each row's tokens are in its first slots. max_length must have room for the longest row. Not
+        for the rope types dynamic and longrope, as `grow`.
+        """
+        parts = [(self, torch.tensor(rows)), (other, torch.tensor(others))]
+        parts = [(cache, kept.to(cache.positions.device)) for cache, kept in parts]
+        slots = [slots_of_tokens(cache, kept) for cache, kept in parts]
+        new = copy.copy(self)
+        new.counts = torch.cat([cache.counts[kept] for cache, kept in parts])
+        new.length, new.max_length = int(new.counts.max()), max_length
+        index = torch.arange(max_length, device=new.counts.device)
+        new.positions = index.expand(len(new.counts), -1).masked_fill(index >= new.counts, PADDING)
+        new.has_padding = bool((new.counts < new.length).any())
+        new.version, new.marks = object(), {}
+        new.entries = [
+            mine
+            and mine.joined(
+                [(mine, parts[0][1], slots[0]), (its, parts[1][1], slots[1])], max_length
+            )
+            for mine, its in zip(self.entries, other.entries, strict=True)
+        ]
+        return new
+
     def reorder(self, rows: Iterable[int] | torch.Tensor) -> None:
         """Keep the given rows, in that order. A row may be given several times, or not at all."""
         rows = torch.as_tensor(rows, device=self.positions.device)
@@ -459,6 +507,28 @@ class Savepoint:
     has_padding: bool
     counts: torch.Tensor
     entries: list
+
+
+def slots_of_tokens(cache, rows):
+    """The slots (b, s) of the tokens of some rows, in order; s tokens has the longest."""
+    positions = cache.positions[rows, : cache.length]
+    order = (positions == PADDING).byte().argsort(dim=1, stable=True)
+    return order[:, : int(cache.counts[rows].max())]
+
+
+def join(parts, max_length):
+    """Rows of several tensors (b, g, s, d) with these slots first: (b, g, max_length, d).
+
+    parts: (tensor, rows, slots (b, s) of each row).
+    """
+    first, rows, _ = parts[0]
+    count = sum(len(rows) for _, rows, _ in parts)
+    joined, start = first.new_zeros(count, first.shape[1], max_length, first.shape[3]), 0
+    for tensor, rows, slots in parts:
+        end, index = start + len(rows), slots[:, None, :, None]
+        joined[start:end, :, : slots.shape[1]] = tensor[rows].take_along_dim(index, 2)
+        start = end
+    return joined
 
 
 # --- What a call needs ---
@@ -555,14 +625,12 @@ class Saved:
     notes: str
 
 
-def read_saved(path):
-    """Read a file of `Cache.save`: a Saved.
+def read_saved(path, what="cache"):
+    """Read a file of `Cache.save`: a Saved. `what` it is for the user, in errors.
 
     Raises FileNotFoundError, or ValueError for a file that is incomplete or contradicts itself.
     """
-    path = check_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+    path = check_source(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -576,7 +644,7 @@ def read_saved(path):
             raise ValueError("its ids are not all numbers from 0 on")
     except READING_ERRORS as error:
         reason = str(error)[:200]
-        raise ValueError(f"{path}: not a cache that was saved whole ({reason!r})") from None
+        raise ValueError(f"{path}: not a {what} that was saved whole ({reason!r})") from None
     return Saved(snapshot, ids, metadata.get("notes", ""))
 
 
@@ -589,6 +657,15 @@ def check_target(path):
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def check_source(path):
+    """The path as a Path; raises an error if no file can be read there."""
+    path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # safe_open says "no such file" of one that must not be read
     return path
 
 
@@ -608,17 +685,18 @@ def whole_file(path):
     if it cannot be written.
     """
     path = check_target(path)
-    # In a folder of its own, so that several processes can save to the same path.
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        yield partial
-        partial.replace(path)
+    try:
+        # In a folder of its own, so that several processes can save to the same path.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error  # without the partial file's name
+        raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
 def write_tensors(path, tensors, metadata):
     """Write a safetensors file, as `whole_file` does."""
     with whole_file(path) as partial:
-        try:
-            save_file(tensors, partial, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from None
+        save_file(tensors, partial, metadata=metadata)

@@ -31,10 +31,10 @@ def by_expert(chosen, count):
 def can_stack(experts, x):
     """Whether the experts of a layer are computed together for x (b, t, m).
 
-    Not if they are quantised, and not if they are trained: the stack has no gradients. Nor in a
-    graph of torch.compile, which cannot move weights.
+    Not if they are quantised or on other ranks (linears/parallel.py), and not if they are trained:
+    the stack has no gradients. Nor in a graph of torch.compile, which cannot move weights.
     """
-    linear = experts[0].up_proj
+    linear = experts[-1].up_proj
     if x.device.type == "cpu" or not isinstance(linear, nn.Linear):
         return False
     if torch.compiler.is_compiling():

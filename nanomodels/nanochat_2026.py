@@ -297,7 +297,7 @@ class NanoChat2026(KeepFloat32):
         shape = (batch, self.config.num_key_value_heads, max_length, self.config.head_dim)
         entries = [KV(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.layers]
         ids = torch.zeros(batch, max_length, dtype=torch.long, device=weight.device)
-        entries.append(Ids(ids, len(weight)))
+        entries.append(Ids(ids, self.config.vocab_size))
         return Cache(entries, batch, max_length, self.config, weight)
 
     @property

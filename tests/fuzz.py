@@ -467,7 +467,7 @@ def damage_json(rng, content):
             value = "renamed"
         elif kind == 2:
             value = parent[key] = rng.choice(([child], {"a": child}, str(child)[:10_000]))
-        elif kind == 3 and isinstance(child, int | float):
+        elif kind == 3 and isinstance(child, int | float) and abs(child) < 1e300:
             value = parent[key] = rng.choice(
                 (-child, child + 1, child * 2, child * 1000, child / 3)
             )

@@ -1,14 +1,22 @@
 """generate.py with many prompts: what the lines of a file may be, and what comes out."""
 
 import json
+import random
 import sys
 
 import pytest
+import torch
+from compare import SAMPLING
+from effort import examples
+from ranks import DECODERS, random_model
 from test_generate import FRANCE, GOLDEN, Terminal, run, scripted  # noqa: F401 (fixtures)
 
 import nanomodels
-from nanomodels.cli import batch, generate, terminal
+from nanomodels import nemotron, nemotron_h
+from nanomodels.cli import batch, generate, rows, terminal
 from nanomodels.cli.progress import Progress
+from nanomodels.generation import continuous
+from nanomodels.rope import Rope
 
 TOO_LONG = "long " * 3000
 
@@ -89,11 +97,11 @@ def test_json_is_told_by_the_name_or_the_beginning(monkeypatch, tmp_path, name, 
     path = tmp_path / name
     path.write_bytes(text.encode())
     args = generate.parse_arguments(["--prompt-file", str(path)])
-    assert [row.messages[0]["content"] for row in generate.read_rows(args)] == lines
+    assert [row.messages[0]["content"] for row in rows.read_rows(args)] == lines
     monkeypatch.setattr(sys, "stdin", Terminal(text))
     args = generate.parse_arguments(["--prompt-file", "-"])
     if name == "x.txt":
-        assert [row.messages[0]["content"] for row in generate.read_rows(args)] == lines
+        assert [row.messages[0]["content"] for row in rows.read_rows(args)] == lines
 
 
 USER = {"role": "user", "content": "Hi"}
@@ -174,7 +182,6 @@ def test_a_batch_may_be_piped(run, tmp_path):  # noqa: F811
 
 
 def test_a_row_that_is_too_long_gets_no_text_and_the_rest_runs(run, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(batch, "BATCH", 2)
     path = written(tmp_path, FRANCE, TOO_LONG, TOO_LONG, TOO_LONG, "", "Hello!", name="x.txt")
     alone = [run(prompt, "--quiet")[1] for prompt in (FRANCE, "Hello!")]
     status, out, err = run("--prompt-file", path, "--json", "--num-samples", "2", "--seed", "1",
@@ -237,16 +244,14 @@ def test_several_texts_are_numbered(run, tmp_path):  # noqa: F811
 
 def test_interrupted_rows_are_not_written(scripted, tmp_path, monkeypatch):  # noqa: F811
     """Nor what comes after them, so that what is there is the answers to the first lines."""
-    monkeypatch.setattr(batch, "BATCH", 3)
+    monkeypatch.setattr(continuous, "MOST_ROWS", 3)
     replies = ["1", "22", "3", "4", "five is long", "6", "7", "8"]
     path = written(tmp_path, *(f"{n}?" for n in range(8)), name="x.txt")
-    steps, step = [], batch.Counter.step
+    step = batch.Counter.step
 
     def interrupt(self):
-        if len(self.running) == 3 and self.running[0].tokens and self.done == 3:
-            steps.append(len(self.running[1].tokens))
-            if steps[-1] == 4:  # 4 and 6 are complete, 5 is not
-                raise KeyboardInterrupt
+        if self.done >= 6:  # 6 and 7 are complete, 5 is not
+            raise KeyboardInterrupt
         step(self)
 
     monkeypatch.setattr(batch.Counter, "step", interrupt)
@@ -256,7 +261,6 @@ def test_interrupted_rows_are_not_written(scripted, tmp_path, monkeypatch):  # n
     assert [answer["text"] for answer in answers(out)] == ["1", "22", "3", "4"]
     assert {answer["finish_reason"] for answer in answers(out)} == {"stop"}
     assert "total   4 of 8 texts" in err
-    steps.clear()
     status, out, err, _ = scripted("nemotron-3", replies, *args)
     assert status == 130
     assert out.endswith("==> line 3 <==\n3\n==> line 4 <==\n4\n")
@@ -271,7 +275,7 @@ def test_a_text_alone_that_is_interrupted_is_no_line_of_json(scripted, monkeypat
 
 
 def test_a_batch_is_counted_while_it_runs_and_totalled_at_the_end(run, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(batch, "BATCH", 2)
+    monkeypatch.setattr(continuous, "MOST_ROWS", 4)
     calls, call = [], Progress.__call__
 
     def spy(self, *numbers):
@@ -294,3 +298,127 @@ def test_a_batch_is_counted_while_it_runs_and_totalled_at_the_end(run, tmp_path,
     assert "tokens/s, seed 5, " in total
     assert run("--prompt-file", path, "--quiet")[2] == ""
     assert calls[-1][0] <= 6
+
+
+# --------------------------------------------------------------------------------------------------
+# --output and --shard
+
+SETTINGS = ("--raw", "--temperature", "1", "--seed", "7", "--max-new-tokens", "6", "--quiet")
+
+
+def numbered(folder, count):
+    lengths = [1 + 37 * n % 60 for n in range(count)]
+    return written(folder, *({"id": n, "prompt": "A b " * size} for n, size in enumerate(lengths)))
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_ended(run, tmp_path):  # noqa: F811
+    """Wherever it was killed, within a line or between samples: the same bytes, nothing twice."""
+    path, output = numbered(tmp_path, 7), tmp_path / "out.jsonl"
+    args = ("--prompt-file", path, *SETTINGS, "--num-samples", "2", "--dtype", "float32")
+    whole = run(*args, "--json")[1]
+    assert len(answers(whole)) == 14
+    assert run(*args, "--output", output) == (0, "", "")
+    assert output.read_text() == whole
+    size = len(whole.encode())
+    unseeded = [a for a in args if a not in ("--seed", "7")]
+    for cut in (0, 1, size // 3, whole.index("\n") + 1, size - 1, size):
+        output.write_bytes(whole.encode()[:cut])
+        again = unseeded if cut > size // 2 else args  # the seed is that of the lines
+        assert run(*again, "--output", output) == (0, "", "")
+        assert output.read_text() == whole, cut
+
+
+def test_an_output_of_another_run_is_refused_and_stays(run, tmp_path):  # noqa: F811
+    path, output = numbered(tmp_path, 3), tmp_path / "out.jsonl"
+    args = ("--prompt-file", path, *SETTINGS, "--output", output)
+    assert run(*args)[0] == 0
+    good = output.read_text()
+    lines = good.splitlines(keepends=True)
+    for content, words in (
+        (good.replace("A b", "a b", 1), "line 1 is no answer to"),
+        (lines[0] + lines[0], "line 2 is no answer to"),
+        (good + lines[2], "line 4 is no answer to a line of the prompt file"),
+        ("notes\nof mine\n", "line 1 is no answer to"),
+        ("notes", "has no lines of generate.py; give another name"),
+    ):
+        output.write_text(content)
+        status, _, err = run(*args)
+        assert status == 2 and words in err and err.count("\n") == 1, err
+        assert output.read_text() == content
+    output.write_text(lines[0])
+    status, _, err = run(*args, "--seed", "8")
+    assert (status, output.read_text()) == (2, lines[0])
+    assert "was begun with --seed 7; give another name" in err
+    status, _, err = run("Hi", "--output", output)
+    assert status == 2 and "--output and --shard go with --prompt-file" in err
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_shards_one_after_another_are_the_whole(run, tmp_path, count):  # noqa: F811
+    path = numbered(tmp_path, 7)
+    args = ("--prompt-file", path, *SETTINGS, "--dtype", "float32", "--json")
+    parts = [run(*args, "--shard", f"{k + 1}/{count}") for k in range(count)]
+    assert {(status, err) for status, _, err in parts} == {(0, "")}
+    assert "".join(out for _, out, _ in parts) == run(*args)[1]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", "", "1/1e9"])
+def test_a_wrong_shard_is_one_line(run, tmp_path, text):  # noqa: F811
+    status, _, err = run("--prompt-file", numbered(tmp_path, 2), f"--shard={text}")
+    assert status == 2 and "--shard is" in err and "K/N" in err
+
+
+# --------------------------------------------------------------------------------------------------
+# Rows leave and others take their place
+
+
+@pytest.mark.parametrize("module", DECODERS, ids=lambda module: module.__name__[11:])
+def test_many_prompts_give_what_each_gives_alone(module, monkeypatch):
+    """Greedy and sampled, past several refills, with padding in the cache and without."""
+    monkeypatch.setattr(continuous, "MOST_ROWS", 6)
+    monkeypatch.setattr(continuous, "GROUP", 3)
+    for seed in range(examples(8)):
+        model, rng = random_model(module, seed), random.Random(seed)
+        prompts = [
+            [rng.randrange(model.config.vocab_size) for _ in range(rng.randint(1, 40))]
+            for _ in range(20)
+        ]
+        stop = [rng.randrange(model.config.vocab_size) for _ in range(4)]
+        samples, settings = rng.choice([1, 2]), rng.choice([*SAMPLING.values()])
+        settings = {"max_new_tokens": 12, "stop_ids": stop, "seed": 3, **settings}
+        found = continuous.generate_many(model, prompts, num_samples=samples, **settings)
+        found = {(number, sample): ids for number, sample, ids in found}
+        assert len(found) == 20 * samples
+        for (number, sample), ids in found.items():
+            settings["seed"] = 3 + sample
+            assert ids == list(nanomodels.generate(model, prompts[number], **settings)), number
+
+
+def test_rows_run_at_the_same_time_within_the_bound_of_memory(monkeypatch):
+    model, sizes = random_model(nemotron_h, 0), []
+    step = continuous.Batch.step
+
+    def spy(self):
+        views = self.cache.tensors(self.cache.max_length).items()
+        sizes.append((len(self.rows), sum(x.nbytes for name, x in views if "." in name)))
+        step(self)
+
+    monkeypatch.setattr(continuous.Batch, "step", spy)
+    prompts = [[1] * (1 + 13 * n % 70) for n in range(60)]
+    for most_bytes in (2**20, 2**17, 1):
+        sizes.clear()
+        list(continuous.generate_many(model, prompts, max_new_tokens=8, most_bytes=most_bytes))
+        assert max(size for _, size in sizes) <= most_bytes or most_bytes == 1
+        rows = max(count for count, _ in sizes)
+        assert rows == 1 if most_bytes == 1 else rows > 3
+
+
+def test_rows_stay_where_their_rope_depends_on_the_size_of_the_cache():
+    rope = Rope(16, 64, rope_type="dynamic", factor=2.0)
+    torch.manual_seed(0)
+    model = nemotron.Nemotron(nemotron.Config(rope=rope))
+    prompts = [[n] * (20 + n) for n in range(1, 40)]
+    batch = continuous.Batch(model, continuous.GenerationSettings(), None, 2**30)
+    assert not batch.can_join
+    found = {n: ids for n, _, ids in continuous.generate_many(model, prompts, max_new_tokens=4)}
+    assert sorted(found) == [*range(39)] and {len(ids) for ids in found.values()} == {4}

@@ -326,13 +326,18 @@ def test_only_a_file_is_replaced(attention, tmp_path):
 def test_what_cannot_be_written_is_an_oserror(attention, tmp_path, monkeypatch):
     cache = attention.new_cache(1, 5)
 
-    def fail(*args, **kwargs):
-        raise SafetensorError("I/O error: No space left on device")
+    for function, error in (
+        ("save_file", SafetensorError("I/O error: No space left on device")),
+        ("tempfile.mkdtemp", OSError(28, "No space left on device", "/x/.partial-1")),
+    ):
 
-    monkeypatch.setattr("nanomodels.cache.save_file", fail)
-    with pytest.raises(OSError, match="saved: cannot be written .*No space left"):
-        cache.save(tmp_path / "saved", [[]])
-    assert not list(tmp_path.iterdir())
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(f"nanomodels.cache.{function}", fail)
+        with pytest.raises(OSError, match=r"saved: cannot be written \([^.]*No space left[^.]*\)$"):
+            cache.save(tmp_path / "saved", [[]])
+        assert not list(tmp_path.iterdir())
 
 
 def test_two_savers_do_not_disturb_each_other(attention, tmp_path, monkeypatch):

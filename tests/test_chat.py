@@ -13,7 +13,7 @@ from small_tokenizers import family_131072
 from typist import Typist
 
 import nanomodels
-from nanomodels.cli import batch, rows
+from nanomodels.cli import batch, rows, wrap
 from nanomodels.cli import chat as cli_chat
 from nanomodels.cli.chat import converse
 from nanomodels.cli.commands import COMMANDS
@@ -146,6 +146,14 @@ def test_help_names_every_command(talk):
     assert all(len(line) < 80 for line in err)
 
 
+def test_help_and_figures_are_broken_between_words_on_a_narrow_terminal(talk, monkeypatch):
+    _, whole, _ = talk(tiny(), "/help", "/stats")
+    monkeypatch.setattr(wrap, "columns_of", lambda stream: 40)
+    _, (_, *broken), _ = talk(tiny(), "/help", "/stats", terminal=True)  # the greeting has 2 lines
+    assert max(map(len, broken)) < 40 < max(map(len, whole))
+    assert " ".join(broken).split() == " ".join(whole).split()
+
+
 def test_exit_leaves(talk):
     out, _, asked = talk(tiny(), "/exit", FRANCE)
     assert (out, asked) == ("", [])
@@ -186,6 +194,7 @@ def test_reset_undo_and_retry(talk):
     assert [turn.messages[0]["content"] for turn in chat.turns] == [FRANCE]
     talk(chat, "/reset")
     assert chat.turns == []
+    assert talk(tiny(), "/retry")[1] == ["(there is no message to ask again)"]
     out, err, _ = talk(tiny(), FRANCE, "/retry")
     assert out == f"{PARIS}\n" * 2
     assert err[1] == "(without sampling the answer is the same; see --temperature)"
@@ -382,7 +391,8 @@ def test_json_cannot_control_the_terminal_either_and_stays_the_same(monkeypatch,
     said = Said(EVIL)
     said.tokens = [1]
     encoder = SimpleNamespace(tokenizer=None)
-    batch.write_json(rows.Row([rows.user("é\x9b")]), 1, 0, said, GenerationSettings(), encoder)
+    text = batch.Text(rows.Row([rows.user("é\x9b")]), 1, 0, said)
+    batch.write_json(text, GenerationSettings(), encoder)
     line = sys.stdout.getvalue()
     assert ("\x9b" in line) != terminal
     assert "é" in line

@@ -16,9 +16,11 @@ from test_decoders import DECODERS, built, name_of
 
 import nanomodels
 from nanomodels import nemotron, nemotron_h
+from nanomodels.analysis.tracing import Records
 from nanomodels.cache import Cache
 from nanomodels.checkpoint import loading
 from nanomodels.config import parameter_count
+from nanomodels.generation.conversation import Reply
 from nanomodels.generation.settings import BatchSettings, GenerationSettings, TextSettings
 
 ROOT = Path(__file__).parent.parent
@@ -71,15 +73,20 @@ def public_functions():
         yield from (module.config_from_hub, decoder.forward, decoder.hidden, decoder.new_cache)
         yield decoder.context_length.fget
     yield from (model_class.forward for model_class in nemotron.ARCHITECTURES.values())
-    for each in (nanomodels.Tokenizer, Cache):
+    yield nanomodels.Chat.__init__
+    for each in (nanomodels.Tokenizer, Cache, nanomodels.Chat, Reply, Records):
         for name, value in vars(each).items():
             function = getattr(value, "__func__", getattr(value, "fget", value))
-            if inspect.isfunction(function) and not name.startswith("_"):
+            public = not name.startswith("_") or name in ("__iter__", "__str__", "__getitem__")
+            if inspect.isfunction(function) and public:
                 yield function
 
 
-# Helpers of Cache that take no part in using one.
-UNTYPED = {"Cache.assign", "Cache.marks_to"}
+# Helpers that take no part in using a Cache, a Chat, a Reply or Records.
+UNTYPED = {
+    *("Cache.assign", "Cache.marks_to", "Chat.start", "Chat.fit", "Chat.end"),
+    *("Reply.run", "Reply.settle", "Reply.whole", "Reply.count", "Records.add", "Records.check"),
+}
 
 
 def test_public_functions_have_types_that_exist():

@@ -422,7 +422,7 @@ def test_whatever_is_unforeseen_is_one_line_and_called_our_fault(
 
 
 def test_a_fault_anywhere_in_a_run_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(generate, "read_rows", lambda args: [][0])
+    monkeypatch.setattr(generate, "shared_rows", lambda args: [][0])
     status, out, err = run("Hi")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "fault of nanomodels; please report it: IndexError" in err
@@ -680,7 +680,7 @@ def test_reasoning_that_does_not_end_leaves_no_answer_and_says_so(scripted):
 def test_each_text_of_a_batch_has_its_own_reasoning(scripted, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("One?\nTwo /no_think?\nThree?\n")
-    replies = ["One.</think>1", "2", "Three."]
+    replies = ["2", "Three.", "One.</think>1"]  # the longest prompt is the first that is read
     args = ("--prompt-file", path)
     _, out, err, _ = scripted("nano-v2", replies, *args, "--json")
     answers = [json.loads(line) for line in out.splitlines()]
@@ -901,7 +901,7 @@ def test_a_page_is_about_the_real_generation(run, tmp_path):
         (["Hi", "--explain", "/proc/page.html"], "/proc/page.html: cannot be written"),
         (["--prompt-file", "one", "--explain", "page"], "--explain goes with one prompt"),
         (["Hi", "--num-samples", "2", "--explain", "page"], "--explain goes with one prompt"),
-        (["--prompt-file", "one", "--save-state", "state"], "--save-state and --load-state go"),
+        (["--prompt-file", "one", "--save-state", "state"], "--save-state goes with one prompt"),
     ],
 )
 def test_a_page_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, args, words):

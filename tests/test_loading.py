@@ -13,6 +13,8 @@ from reference import random_nanochat
 from safetensors.torch import load_file, save_file
 
 import nanomodels
+from nanomodels.analysis.tracing import load_records
+from nanomodels.cache import read_saved
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "data" / "nanochat-2025-10-16"
@@ -94,6 +96,23 @@ def test_a_cut_off_file_is_refused(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     refused(folder, "model.safetensors", "not a whole safetensors file")
+
+
+def test_a_file_that_must_not_be_read_is_not_said_to_be_missing(folder, monkeypatch):
+    """Of a checkpoint, a cache and a trace. Root may read all, so `open` refuses here."""
+    path, opened = folder / "model.safetensors", Path.open
+
+    def forbidden(self, *args, **kwargs):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    for read, what in ((nanomodels.load, folder), (read_saved, path), (load_records, path)):
+        with pytest.raises(PermissionError, match="model.safetensors"):
+            read(what)
+        with pytest.raises(FileNotFoundError, match="nothing: no such f"):
+            read(folder / "nothing")
 
 
 def test_shards_are_checked_against_their_index(shards):

@@ -30,7 +30,7 @@ TESTS = {
     "states": ["states"],
     "prompts": ["conversation", "generate"],
     "reuse": ["conversation", "states"],
-    "cache": ["front_door", "cache", "drafts", "conversation"],
+    "cache": ["front_door", "cache", "drafts", "conversation", "batches"],
     "loading": ["front_door", "loading", "memory", "config", "convert"],
     "nanochat_folder": ["loading", "convert"],
     "tensors": ["loading", "hostile_files"],
@@ -59,6 +59,9 @@ TESTS = {
     "terminal": ["generate", "chat"],
     "sizes": ["generate"],
     "stored": ["modelopt", "quantized"],
+    "quantized": ["quantized", "parallel"],
+    "continuous": ["batches"],
+    "output": ["batches"],
     "cpu": ["prepacked", "attention"],
     "sampling": ["decoding", "calculator", "logprobs"],
     "stream": ["decoding", "calculator", "generate"],
@@ -603,9 +606,8 @@ MUTANTS = {
     "config: modules without end": ("config.py", "layers + experts > tensors", "layers < 0"),
     "config: modules are counted too late": (
         "loading.py",
-        "        check_counts(model_config, len(named))\n"
-        "        model = build(model_class, model_config)\n",
-        "        model = build(model_class, model_config)\n"
+        "        check_counts(model_config, len(named))\n",
+        "        build(model_class, model_config)\n"
         "        check_counts(model_config, len(named))\n",
     ),
     "NanoChat 2026: hidden before the last norm": (
@@ -1198,6 +1200,102 @@ MUTANTS = {
         "config.py",
         "return count + sum(",
         "return sum(",
+    ),
+    "parallel: a mixer is not added up": (
+        "parallel.py",
+        'if last in ("self_attn", "mlp", "mixer"):',
+        'if last in ("self_attn", "mlp"):',
+    ),
+    "parallel: a bias on every rank": (
+        "parallel.py",
+        "return Once(tensor) if ranks.rank else tensor",
+        "return tensor",
+    ),
+    "parallel: key/value heads in turns": (
+        "parallel.py",
+        "first = ranks.rank * heads // ranks.count",
+        "first = ranks.rank % heads",
+    ),
+    "parallel: z and x as one block": (
+        "parallel.py",
+        "(inner, *xBC, config.mamba_num_heads)",
+        "(2 * inner, *xBC[1:], config.mamba_num_heads)",
+    ),
+    "parallel: C and dt as one block": (
+        "parallel.py",
+        "(inner, *xBC, config.mamba_num_heads)",
+        "(inner, *xBC[:2], xBC[2] + config.mamba_num_heads)",
+    ),
+    "parallel: the scaling factor twice": (
+        "parallel.py",
+        "(chosen >= count), count), weights",
+        "(chosen >= count), count), weights * router.config.routed_scaling_factor",
+    ),
+    "parallel: experts of others by number": (
+        "parallel.py",
+        "chosen, weights = output[0] - first, output[1]",
+        "chosen, weights = output",
+    ),
+    "parallel: ids of others have a row": (
+        "parallel.py",
+        "others[..., None], 0))",
+        "others[..., None], 1))",
+    ),
+    "parallel: logits in another order": (
+        "parallel.py",
+        "torch.cat(parts, dim=-1)",
+        "torch.cat(parts[::-1], dim=-1)",
+    ),
+    "parallel: int4 scales of other groups": (
+        "quantized.py",
+        "take(self.scales, 0, groups)",
+        "self.scales[: sum(g.stop - g.start for g in groups)]",
+    ),
+    "continuous: the sampler keeps other rows": (
+        "continuous.py",
+        "sampler = self.sampler.joined(live, sampler)",
+        "sampler = self.sampler.joined([*range(len(live))], sampler)",
+    ),
+    "continuous: logits of other rows": (
+        "continuous.py",
+        "torch.cat((self.logits[live], logits))",
+        "torch.cat((self.logits[: len(live)], logits))",
+    ),
+    "continuous: rows beyond the bound": (
+        "continuous.py",
+        "count = len(live) + (len(numbers) + 1) * samples",
+        "count = (len(numbers) + 1) * samples",
+    ),
+    "continuous: no room for what is left": (
+        "continuous.py",
+        "size = count * ((used + left) * self.slot_bytes",
+        "size = count * (used * self.slot_bytes",
+    ),
+    "continuous: ended rows go on": ("continuous.py", "is_end or not goes_on or", "is_end or"),
+    "cache: joined rows by slot": (
+        "cache.py",
+        "order = (positions == PADDING).byte()",
+        "order = (positions != positions).byte()",
+    ),
+    "cache: joined rows have no padding": (
+        "cache.py",
+        "new.has_padding = bool((new.counts < new.length).any())",
+        "new.has_padding = False",
+    ),
+    "output: a torn line stays": (
+        "output.py",
+        "self.file.truncate(self.size)",
+        "self.size = self.file.seek(0, 2)",
+    ),
+    "output: another run's lines are taken": (
+        "output.py",
+        'and found["prompt"] == row.messages[-1]["content"]',
+        "and True",
+    ),
+    "rows: shards overlap": (
+        "rows.py",
+        "(number - 1) * len(rows) // count : number",
+        "(number - 1) * (len(rows) - 1) // count : number",
     ),
 }  # fmt: skip
 

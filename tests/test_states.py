@@ -148,12 +148,12 @@ def test_a_damaged_file_is_refused(file, tmp_path):
     path, header = tmp_path / "damaged", 8 + int.from_bytes(whole[:8], "little")
     for length in (0, 7, 100, header, header + 1000, len(whole) - 1):
         path.write_bytes(whole[:length])
-        refused(chat, path, "not a cache that was saved whole")
+        refused(chat, path, "not a conversation that was saved whole")
     for at in (header, (header + len(whole)) // 2, len(whole) - 1):
         changed = bytearray(whole)
         changed[at] ^= 1
         path.write_bytes(changed)
-        refused(chat, path, "is damaged|positions|not a cache|not as many")
+        refused(chat, path, "is damaged|positions|saved whole|not as many")
 
 
 def rewritten(file, path, change):

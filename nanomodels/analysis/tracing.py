@@ -32,13 +32,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nanomodels.cache import Call, check_path, write_tensors
+from nanomodels.cache import Call, check_source, write_tensors
 
 SHAPES = {
     "in": "b t m",
@@ -155,7 +156,7 @@ class Records:
     With the name "seconds", `seconds` is {path of a module: [seconds of each call]}.
     """
 
-    def __init__(self, keep=None):
+    def __init__(self, keep: Callable[[str, Tensor], Tensor] | None = None) -> None:
         self.keep, self.seconds = keep, {}
         self.shapes = {}  # name -> letters
         self.pieces = {}  # name -> one tensor for each call
@@ -171,16 +172,16 @@ class Records:
         self.shapes[name] = shape
         self.pieces.setdefault(name, []).append(tensor.to("cpu", copy=not fresh))
 
-    def names(self):
+    def names(self) -> list[str]:
         """What was recorded, in the order of the first call."""
         return list(self.shapes)
 
-    def shape(self, name):
+    def shape(self, name: str) -> str:
         """The letters of the dimensions, as in the architecture's file."""
         self.check(name)
         return self.shapes[name]
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Tensor:
         """The record of a name, all calls joined along t.
 
         Raises ValueError for a name that no call has met, or if calls had other numbers of rows.
@@ -200,7 +201,7 @@ class Records:
             near = difflib.get_close_matches(name, self.shapes, 5, 0.3) or self.names()[:5]
             raise ValueError(f"{name!r} was not recorded; recorded: {', '.join(near) or 'nothing'}")
 
-    def save(self, path, ids=None):
+    def save(self, path: str | Path, ids: list | None = None) -> None:
         """Write all records to a safetensors file; ids: the token ids, kept beside them.
 
         Raises ValueError if the path is something else than a file, OSError if it cannot be
@@ -211,9 +212,9 @@ class Records:
         write_tensors(path, tensors, {"trace": json.dumps(about)})
 
 
-def load_records(path):
+def load_records(path: str | Path) -> tuple[Records, list | None]:
     """What `Records.save` wrote: (records, ids). Raises FileNotFoundError, or ValueError."""
-    path = check_path(path)
+    path = check_source(path)
     records = Records()
     try:
         with safe_open(path, framework="pt") as file:

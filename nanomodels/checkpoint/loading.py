@@ -34,6 +34,15 @@ from nanomodels.checkpoint.stop_ids import stop_ids
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.config import check_counts
 from nanomodels.linears import memory, quantized
+from nanomodels.linears.parallel import (
+    Cut,
+    Ranks,
+    check_sizes,
+    connect,
+    cut_model,
+    local_config,
+    ranks_here,
+)
 from nanomodels.linears.prepacked import prepack_linears
 from nanomodels.linears.quantized import QuantizedLinear, QuantizedWeight
 from nanomodels.linears.stored import StoredWeight
@@ -61,6 +70,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     era: str | None = None,
     quantize: str | None = None,
+    parallel: bool = False,
 ) -> "Model":
     """Load the model of a checkpoint folder, ready to run.
 
@@ -72,14 +82,16 @@ def load(
     float32, bfloat16 or float16, as a string or torch's. progress(done, total), if given, is called
     with bytes before the first tensor and after each. era, for a nanochat training folder, is a
     name in nanochat_2026.ERAS; None detects it by the tensors. quantize, "int4" or "int8", makes
-    the weights of the linears smaller.
+    the weights of the linears smaller. parallel: each process of torch.distributed's default group
+    gets its part of one model (linears/parallel.py); call it with the same arguments on all.
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be used.
     """
     name = str(dtype).removeprefix("torch.")
     if dtype is not None and name not in DTYPES:
         raise ValueError(f"dtype {name} is not supported; supported: {', '.join(DTYPES)}")
-    device = usable_device(device)
-    return finish(read(folder, era, quantize=quantize), device, DTYPES.get(name), progress)
+    device, ranks = usable_device(device), ranks_here() if parallel else None
+    source = read(folder, era, quantize=quantize, ranks=ranks)
+    return finish(source, device, DTYPES.get(name), progress)
 
 
 def usable_device(device):
@@ -103,13 +115,15 @@ class Source:
     skipped: dict  # names of the tensors left out -> bytes
     files: dict  # each file that was read -> files.state_of it, before
     scheme: str | None  # a name in quantized.SCHEMES if linears are quantised
+    ranks: Ranks | None = None  # if it is one process's part of the model
 
 
-def read(folder, era=None, step=None, quantize=None, quantize_head=False):
+def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=None):
     """Read a folder into a Source, without the weights.
 
     era and step are for a nanochat training folder; step None is the highest. quantize is the
     scheme to quantise the linears with, None for the folder's own; quantize_head: the head, too.
+    ranks: read this process's part only; its rank need not have begun.
     """
     folder = find(folder)
     states = {path: state_of(path) for path in folder.iterdir()}
@@ -133,13 +147,18 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False):
         named, unused = name_tensors(format, architecture, tensors)
         skipped |= {name: tensors[name].nbytes for name in unused}
         check_counts(model_config, len(named))
-        model = build(model_class, model_config)
-        scheme = swap_linears(model, named, scheme, quantize, quantize_head)
+        if ranks is None:
+            model, whole = build(model_class, model_config), named
+        else:
+            check_sizes(model_config, ranks.count)
+            model = build(model_class, local_config(model_config, ranks.count))
+            whole, named = named, cut_model(model, model_config, named, ranks)
+        scheme = swap_linears(model, whole, scheme, quantize, quantize_head)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     model.stop_ids = stop_ids(folder, config)
     files = {path: states[path] for path in files}
-    return Source(folder, format, architecture, model, config, named, skipped, files, scheme)
+    return Source(folder, format, architecture, model, config, named, skipped, files, scheme, ranks)
 
 
 # --- Read ---
@@ -281,6 +300,8 @@ def finish(source, device="cpu", dtype=None, progress=None):
         raise ValueError(f"{source.folder}: {error}") from None
     source.model.skipped = source.skipped
     prepack_linears(source.model)
+    if source.ranks is not None:
+        connect(source.model, source.ranks)
     return source.model.eval()
 
 
@@ -307,7 +328,7 @@ class Match:
     """A tensor of a file, and the parameter that it is for."""
 
     name: str  # in the file
-    tensor: torch.Tensor | StoredWeight
+    tensor: torch.Tensor | StoredWeight | Cut
     places: list[Place]  # several if the parameter is tied
 
 
@@ -417,7 +438,8 @@ def fill(matches, device, dtype, progress):
     for match in matches:
         tensor, place = match.tensor, match.places[0]
         if place.is_quantized:
-            place.module.load_weight(tensor, device, wanted)
+            stored = tensor.read(wanted) if isinstance(tensor, Cut) else tensor
+            place.module.load_weight(stored, device, wanted)
             used = (place.module.codes, place.module.scales)
         else:
             parameter = tensor.to(device, torch.float32 if place.keeps_float32 else wanted)
@@ -426,7 +448,7 @@ def fill(matches, device, dtype, progress):
                 setattr(each.module, each.leaf, parameter)
             used = (parameter,)
         addresses = {part.data_ptr() for part in used}
-        for part in tensor.parts if isinstance(tensor, StoredWeight) else (tensor,):
+        for part in tensor.parts if isinstance(tensor, StoredWeight | Cut) else (tensor,):
             if part.data_ptr() not in addresses:
                 memory.release(part)
         done += tensor.nbytes

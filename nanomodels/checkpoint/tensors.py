@@ -62,6 +62,7 @@ def map_safetensors(path):
     """The tensors of one safetensors file, {name: tensor}: views of the mapped file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; is the download complete?")
+    path.open("rb").close()  # safe_open says "no such file" of one that must not be read
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = file.keys()

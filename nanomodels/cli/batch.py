@@ -4,14 +4,12 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from itertools import takewhile
 
 from nanomodels.cli.progress import Progress
 from nanomodels.cli.rows import Row
 from nanomodels.cli.terminal import (
     Screen,
     peak_memory,
-    produce,
     report,
     report_unanswered,
     write,
@@ -21,21 +19,16 @@ from nanomodels.generation.stream import Completion
 from nanomodels.text import tool_calls
 from nanomodels.text.files import say
 
-BATCH = 16  # prompts that run at the same time
-
 
 @dataclass
 class Text:
     """One text to generate: sample `sample` for the prompt of a Row."""
 
     row: Row
-    ids: list  # of the prompt
+    prompt_tokens: int
     sample: int
     completion: Completion
-
-    @property
-    def is_interrupted(self):
-        return self.completion.finish_reason == "interrupted"
+    ids: list | None = None  # of the prompt
 
     @property
     def is_too_long(self):
@@ -47,49 +40,50 @@ class Counter:
 
     def __init__(self, total, quiet):
         self.progress = Progress("", "texts", quiet)
-        self.total, self.done, self.tokens, self.running = total, 0, 0, []
+        self.total, self.done, self.tokens = total, 0, 0
         self.step()
-
-    def start(self, completions):
-        """Count these, too. All others are complete."""
-        self.done += len(self.running)
-        self.tokens += sum(len(each.tokens) for each in self.running)
-        self.running = completions
 
     def step(self):
         """Show the numbers after a decode step."""
-        done = sum(each.finish_reason is not None for each in self.running)
-        tokens = sum(len(each.tokens) for each in self.running)
-        self.progress(self.done + done, self.total, self.tokens + tokens)
+        self.progress(self.done, self.total, self.tokens)
 
 
-def run_batch(args, model, settings, rows, encoder):
+def run_batch(args, model, settings, rows, encoder, output):
     """Write the texts for some Rows, which an encoder of prompts.py makes prompts of.
 
-    A prompt that is longer than the context gets an empty text. Ctrl-C ends the batch: then the
-    texts before the first one that is not complete have been written.
+    output is an OutputFile, or None for stdout. A prompt that is longer than the context gets an
+    empty text. Ctrl-C ends the batch: then the texts before the first one that is not complete have
+    been written.
     """
     began, samples = time.monotonic(), settings.num_samples
     texts = [
-        Text(row, prompt.ids, sample, start(model, encoder.tokenizer, args.stop, prompt))
+        Text(
+            row,
+            len(prompt.ids),
+            sample,
+            start(model, encoder.tokenizer, args.stop, prompt),
+            prompt.ids,
+        )
         for row, prompt in [(row, row.encode(encoder)) for row in rows]
         for sample in range(samples)
     ]
-    counter = Counter(sum(not text.is_too_long for text in texts), args.quiet)
-    written, interrupted = [], False
+    first = output.count if output else 0
+    counter = Counter(sum(not text.is_too_long for text in texts[first:]), args.quiet)
+    interrupted, written = False, first
     with counter.progress:
-        for first in range(0, len(texts), BATCH * samples):
-            group = texts[first : first + BATCH * samples]
-            interrupted = generate_group(model, settings, group, counter)
-            with counter.progress.hidden():
-                for text in takewhile(lambda text: not text.is_interrupted, group):
-                    write_text(args, settings, encoder, model, text, len(texts) > 1)
-                    written.append(text)
-            if interrupted:
-                break
-    report_unanswered([text.completion for text in written if not text.is_too_long])
+        try:
+            for _ in generate_texts(model, settings, texts, first, counter):
+                while written < len(texts) and texts[written].completion.finish_reason:
+                    with counter.progress.hidden():
+                        write_text(args, settings, encoder, model, texts[written], texts, output)
+                    written += 1
+                counter.step()
+        except KeyboardInterrupt:
+            interrupted = True
+    complete = texts[first:written]
+    report_unanswered([text.completion for text in complete if not text.is_too_long])
     if not args.quiet:
-        report_total(model, settings, written, len(texts), time.monotonic() - began)
+        report_total(model, settings, complete, len(texts), time.monotonic() - began)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -103,56 +97,77 @@ def start(model, tokenizer, stop, prompt):
     return completion
 
 
-def generate_group(model, settings, group, counter):
-    """Generate some Texts at the same time. Returns whether Ctrl-C was pressed."""
-    from nanomodels import generate_batch
+def generate_texts(model, settings, texts, first, counter):
+    """Generate the Texts from number `first` on, the first sample of a prompt.
 
-    running = [text for text in group if not text.is_too_long]
-    if not running:
-        return False
-    completions = [text.completion for text in running]
-    counter.start(completions)
-    prompts = [text.ids for text in running[:: settings.num_samples]]
-    steps = generate_batch(model, prompts, settings)
-    interrupted = produce(
-        completions, steps, settings.max_new_tokens, counter, lambda completion, text: None
-    )
-    steps.close()
-    return interrupted
+    Yields after each decode step, and at the end.
+    """
+    from nanomodels.generation.continuous import decode_many
+
+    samples = settings.num_samples
+    groups = [texts[i : i + samples] for i in range(0, len(texts), samples)]
+    groups = [group for group in groups[first // samples :] if not group[0].is_too_long]
+
+    def take(number, sample, token):
+        completion = groups[number][sample].completion
+        completion.push(token)
+        if len(completion.tokens) == settings.max_new_tokens:
+            completion.finish("length")
+        elif len(completion.tokens) == completion.room:
+            completion.finish("context")
+        counter.tokens += token is not None
+        counter.done += completion.finish_reason is not None
+        return completion.finish_reason is None
+
+    if settings.max_new_tokens == 0:
+        for text in texts[first:]:
+            text.completion.finish("length")
+    else:
+        yield from decode_many(model, [group[0].ids for group in groups], settings, take)
+    yield  # also where there was nothing to generate
 
 
-def write_text(args, settings, encoder, model, text, is_one_of_many):
+def write_text(args, settings, encoder, model, text, texts, output):
     """Write a Text: a line of JSON, or the text itself, after a heading if it is one of many."""
-    if args.json:
-        write_json(text.row, len(text.ids), text.sample, text.completion, settings, encoder)
+    if output is not None:
+        output.write(json_line(text, settings, encoder))
         return
-    if is_one_of_many:
+    if args.json:
+        write_json(text, settings, encoder)
+        return
+    if len(texts) > 1:
         sample = f"sample {text.sample + 1}" if settings.num_samples > 1 else ""
         line = f"line {text.row.line}" if text.row.line else ""
         write(f"==> {', '.join(filter(None, (line, sample)))} <==\n")
     if text.is_too_long and not text.sample:
         say(
-            f"({text.row.where}: the prompt has {len(text.ids)} tokens; the model's context holds "
-            f"{model.context_length})"
+            f"({text.row.where}: the prompt has {text.prompt_tokens} tokens; the model's context "
+            f"holds {model.context_length})"
         )
     Screen(not args.quiet).show(text.completion, text.completion.text + "\n")
 
 
-def write_json(row, prompt_tokens, sample, completion, settings, encoder):
-    """Write a text as a line of JSON."""
+def json_line(text, settings, encoder):
+    """A Text as a line of JSON."""
+    row, sample, completion = text.row, text.sample, text.completion
     fields = {} if row.id is None else {"id": row.id}
     fields |= {
         "prompt": row.messages[-1]["content"],
         "sample": sample,
         **answer_fields(completion, settings, getattr(encoder, "tools", None)),
         "finish_reason": completion.finish_reason,
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": text.prompt_tokens,
         "new_tokens": len(completion.tokens),
         "seed": settings.seed + sample if settings.temperature else None,
     }
     if settings.logprobs is not None:
         fields["logprobs"] = logprob_fields(encoder.tokenizer, completion.tokens)
-    line = json.dumps(fields, ensure_ascii=False) + "\n"
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def write_json(text, settings, encoder):
+    """Write a Text as a line of JSON to stdout."""
+    line = json_line(text, settings, encoder)
     write(harmless(line) if sys.stdout.isatty() else line)
 
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import traceback
 
+from nanomodels.cli.job import this_job
 from nanomodels.generation.settings import settings_from
 from nanomodels.text.files import one_line, read_json, say
 
@@ -47,8 +48,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def exit_status(prog, work):
-    """Call work() and return the exit status; an error becomes one line on stderr.
+def exit_status(prog, work, speak=say):
+    """Call work() and return the exit status; an error becomes one line, which speak() writes.
 
     0 is success, 1 a fault of this program, 2 bad input or too little memory or disk, 130 Ctrl-C,
     141 a closed pipe.
@@ -65,11 +66,11 @@ def exit_status(prog, work):
         # torch reports too little memory as a RuntimeError.
         too_large = isinstance(error, RuntimeError) and "memory" in str(error)
         if too_large or isinstance(error, (ValueError, OSError, MemoryError)):
-            say(f"{prog}: error: {one_line(error)}")
+            speak(f"{prog}: error: {one_line(error)}")
             return 2
         if os.environ.get("NANOMODELS_TRACEBACK"):
             say(traceback.format_exc().rstrip())
-        say(
+        speak(
             f"{prog}: error: this is a fault of nanomodels; please report it: "
             f"{type(error).__name__}: {one_line(error)[:300]} (NANOMODELS_TRACEBACK=1 shows where)"
         )
@@ -81,7 +82,7 @@ def generation_settings(args, config):
     """The GenerationSettings: the options, then generation_config.json (a dict), then defaults."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    seed = secrets.randbits(32) if args.seed is None else args.seed
+    seed = this_job().shared(lambda: secrets.randbits(32)) if args.seed is None else args.seed
     names = ("num_samples", "draft_lookup", "cuda_graph", "logprobs")
     return settings_from(config, given | {"seed": seed} | {n: getattr(args, n) for n in names})
 

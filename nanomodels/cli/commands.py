@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanomodels.cli.terminal import note, report
-from nanomodels.text.files import read_text, say
+from nanomodels.cli.job import this_job
+from nanomodels.cli.terminal import note, report, tell
+from nanomodels.text.files import read_text
 
 KEYS = (
     'A paste is one message. A line that begins with """ opens a block, until """.',
@@ -63,9 +64,9 @@ def unknown(name):
 
 def show_help(talk, _):
     for name, command in COMMANDS.items():
-        say(f"{f'/{name} {command.takes}':18}{command.help}")
-    for line in KEYS:
-        say(line)
+        tell(f"{f'/{name} {command.takes}':18}{command.help}")
+    for text in KEYS:
+        tell(text)
 
 
 def reset(talk, _):
@@ -80,10 +81,11 @@ def undo(talk, _):
 
 def retry(talk, _):
     chat = talk.chat
+    chat.settings = replace(chat.settings, seed=(chat.settings.seed + 1) % 2**64)
+    reply = chat.retry()
     if chat.settings.temperature == 0:
         note("(without sampling the answer is the same; see --temperature)")
-    chat.settings = replace(chat.settings, seed=(chat.settings.seed + 1) % 2**64)
-    return chat.retry()
+    return reply
 
 
 def save(talk, argument):
@@ -127,7 +129,7 @@ def stats(talk, _):
 
 def read(talk, argument):
     path = path_of(argument)
-    text = read_text(path)
+    text = this_job().shared(lambda: read_text(path))
     talk.before.append(text)
     note(f"({path}: {len(text)} characters, which go before your next message)")
 

@@ -10,16 +10,19 @@ of JSON. A prompt that is longer than the context gets an empty one, in a file.
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from nanomodels.checkpoint.finding import SHIPPED, find, origin
-from nanomodels.cli.batch import run_batch, write_json
+from nanomodels.cli.batch import Text, run_batch, write_json
 from nanomodels.cli.command import Parser, exit_status, generation_settings, read_tools
 from nanomodels.cli.history import History, history_path
-from nanomodels.cli.line_input import MessageReader
+from nanomodels.cli.job import this_job
+from nanomodels.cli.line_input import MessageReader, SharedMessages
+from nanomodels.cli.output import OutputFile
 from nanomodels.cli.progress import Progress
-from nanomodels.cli.rows import read_rows
+from nanomodels.cli.rows import shared_rows
 from nanomodels.cli.score import score_rows
 from nanomodels.cli.start import catch_interrupts
 from nanomodels.cli.terminal import Screen, discard_stdout, report, use_utf8
@@ -87,6 +90,13 @@ def parse_arguments(argv, prog="generate.py"):
         help="prompts, one a line, run as a batch; - is standard input; a line of a .jsonl file is "
         'a string, or an object with "prompt" or "messages", and, if need be, "system" and "id"',
     )
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the JSON lines of --prompt-file there; a run that was stopped goes on",
+    )
+    add("--shard", metavar="K/N", help="only part K of N of --prompt-file, counted from 1")
     add(
         "--document",
         type=Path,
@@ -164,7 +174,7 @@ def parse_arguments(argv, prog="generate.py"):
 
 
 def main(argv=None, prog="generate.py"):
-    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)))
+    status = exit_status(prog, lambda: run(parse_arguments(argv, prog)), this_job().speak)
     if status in (1, 2, 141):
         discard_stdout()
     return status
@@ -172,10 +182,11 @@ def main(argv=None, prog="generate.py"):
 
 def run(args):
     use_utf8()
-    rows = read_rows(args)  # None: chat
+    job = this_job()
+    job.meet()
+    rows = shared_rows(args)  # None: chat
     import torch  # only here, so that --help and wrong options are fast
 
-    from nanomodels.cache import check_target
     from nanomodels.cli.chat import converse
     from nanomodels.generation.calculator import calculator_for
     from nanomodels.linears.memory import keep_memory
@@ -186,22 +197,14 @@ def run(args):
     elif device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
-    if args.draft_lookup < 0:
-        raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
-    is_batch = args.prompt_file is not None or args.num_samples > 1
-    if args.draft_lookup and len(rows or ()) * args.num_samples > 1:
-        raise ValueError("--draft-lookup goes with one prompt and one sample")
-    if (args.save_state or args.load_state) and is_batch:
-        raise ValueError("--save-state and --load-state go with one prompt and one sample")
-    if args.explain is not None and (is_batch or not rows):
-        raise ValueError("--explain goes with one prompt and one sample")
-    for path in filter(None, (args.save_state, args.explain)):
-        check_target(path)  # before the work
-    if args.cuda_graph and (device != "cuda" or args.draft_lookup):
-        raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
-    if rows is None and (args.json or args.num_samples != 1):
-        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
-    catch_interrupts()
+    check_options(args, rows, device, job)
+    output = None if args.output is None else open_output(args, rows)
+    if output is not None and output.count == len(rows) * args.num_samples:
+        if not args.quiet:
+            report("total", f"{args.output} has all {output.count} texts")
+        return
+    if not job.is_parallel:  # there Ctrl-C ends the program at once
+        catch_interrupts()
     folder = find(args.model)
     # Before loading, so that a bad setting is reported at once.
     settings = generation_settings(args, generation_config(folder))
@@ -209,32 +212,81 @@ def run(args):
     if device == "cpu":
         keep_memory()
     if rows is None:
-        with MessageReader(History(history_path())) as messages:  # keeps what is typed meanwhile
+        with messages_for(job) as messages:  # keeps what is typed meanwhile
             chat = start_chat(args, settings, *load_checkpoint(args, folder, device, dtype))
             converse(chat, messages, args.quiet)
         return
-    model, tokenizer = load_checkpoint(args, folder, device, dtype)
-    if args.score is not None:
-        score_rows(args, model, rows, start_encoder(args, tokenizer))
-        return
-    if not is_batch:
-        answer_once(args, start_chat(args, settings, model, tokenizer), rows)
-        return
-    calculator = calculator_for(tokenizer)
-    settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
-    run_batch(args, model, settings, rows, start_encoder(args, tokenizer))
+    with output or nullcontext():
+        model, tokenizer = load_checkpoint(args, folder, device, dtype)
+        if args.score is not None:
+            score_rows(args, model, rows, start_encoder(args, tokenizer))
+            return
+        if not is_batch(args):
+            answer_once(args, start_chat(args, settings, model, tokenizer), rows)
+            return
+        calculator = calculator_for(tokenizer)
+        settings = replace(settings, vocab_size=tokenizer.vocab_size, calculator=calculator)
+        run_batch(args, model, settings, rows, start_encoder(args, tokenizer), output)
+
+
+def is_batch(args):
+    return args.prompt_file is not None or args.num_samples > 1
+
+
+def check_options(args, rows, device, job):
+    """Raise ValueError for options that do not go together, or that this machine has not."""
+    from nanomodels.cache import check_target
+
+    if args.draft_lookup < 0:
+        raise ValueError(f"--draft-lookup is {args.draft_lookup}; it must be 0 or more")
+    for name in ("draft_lookup", "cuda_graph", "save_state", "load_state", "explain"):
+        option = f"--{name.replace('_', '-')}"
+        if getattr(args, name) and is_batch(args):
+            raise ValueError(f"{option} goes with one prompt and one sample")
+        if getattr(args, name) and name != "draft_lookup" and job.is_parallel:
+            raise ValueError(f"{option} does not go with torchrun")
+    if args.explain is not None and not rows:
+        raise ValueError("--explain goes with a prompt")
+    for path in filter(None, (args.save_state, args.explain)):
+        check_target(path)  # before the work
+    if args.cuda_graph and (device != "cuda" or args.draft_lookup):
+        raise ValueError("--cuda-graph goes with --device cuda, and not with --draft-lookup")
+    if rows is None and (args.json or args.num_samples != 1):
+        raise ValueError("give a prompt: a chat knows neither --json nor --num-samples")
+
+
+def open_output(args, rows):
+    """The OutputFile of --output, with the seed that it was begun with."""
+    output = OutputFile(args.output, rows, args.num_samples)
+    if output.seed is not None and args.seed not in (None, output.seed):
+        raise ValueError(f"{args.output}: was begun with --seed {output.seed}; give another name")
+    if output.seed is not None:
+        args.seed = output.seed
+    return output
+
+
+def messages_for(job):
+    """What reads the messages of a chat."""
+    reader = MessageReader(History(history_path())) if job.rank == 0 else None
+    return SharedMessages(job, reader) if job.is_parallel else reader
 
 
 def load_checkpoint(args, folder, device, dtype):
     """The model and the tokenizer in a folder."""
     from nanomodels import Tokenizer, load
+    from nanomodels.checkpoint.loading import finish, read
     from nanomodels.checkpoint.names import left_out
     from nanomodels.config import parameter_count
     from nanomodels.linears.sizes import device_of, formats
 
-    began = time.perf_counter()
+    job, began = this_job(), time.perf_counter()
     with Progress("quantising: " if args.quantize else "loading: ", "GB", args.quiet) as progress:
-        model = load(folder, device, dtype, progress, args.era, args.quantize)
+        if job.is_parallel:
+            source = read(folder, args.era, quantize=args.quantize, ranks=job.ranks)
+            job.connect(device)  # after a ValueError for sizes that cannot be cut
+            model = finish(source, job.device(device), dtype, progress)
+        else:
+            model = load(folder, device, dtype, progress, args.era, args.quantize)
     if not hasattr(model, "lm_head"):
         raise ValueError(f"{args.model}: a {type(model).__name__} makes no text")
     tokenizer = Tokenizer.load(folder)
@@ -246,6 +298,7 @@ def load_checkpoint(args, folder, device, dtype):
             f"{parameter_count(model) / 1e6:.1f}M parameters",
             " and ".join(formats(model)),
             f"{device_of(model)}",
+            *([f"1 of {job.count} processes"] if job.is_parallel else []),
         )
         if model.skipped:
             report("skipped", left_out(model.skipped))
@@ -256,7 +309,9 @@ def start_encoder(args, tokenizer):
     """The encoder of the prompts."""
     from nanomodels.generation.prompts import ChatEncoder, TextEncoder
 
-    document = None if args.document is None else read_text(args.document, may_be_pipe=True)
+    job, document = this_job(), None
+    if args.document is not None:
+        document = job.shared(lambda: read_text(args.document, may_be_pipe=True))
     if args.raw or tokenizer.chat_template is None:
         for option in ("system", "think", "tools"):
             if getattr(args, option) is not None:
@@ -264,7 +319,7 @@ def start_encoder(args, tokenizer):
                 raise ValueError(f"--{name} needs a chat template, and there is none in use")
         return TextEncoder(tokenizer, document)
     texts = [text for text in (args.system, document) if text is not None]
-    tools = None if args.tools is None else read_tools(args.tools)
+    tools = None if args.tools is None else job.shared(lambda: read_tools(args.tools))
     try:
         return ChatEncoder(
             tokenizer, "\n\n".join(texts) if texts else None, args.think, tools, args.trust_text
@@ -304,7 +359,8 @@ def answer_once(args, chat, rows):
         if interrupted:
             raise KeyboardInterrupt
         if args.json:
-            write_json(row, reply.prompt_tokens, 0, reply.completion, reply.settings, chat.encoder)
+            text = Text(row, reply.prompt_tokens, 0, reply.completion)
+            write_json(text, reply.settings, chat.encoder)
         if args.explain is not None:
             write_page(args, chat)
     if args.save_state is not None:

@@ -9,6 +9,7 @@ come faster than anybody types are one text.
 import contextlib
 import os
 import select
+import signal
 import sys
 import time
 
@@ -17,6 +18,7 @@ try:
 except ImportError:  # Windows
     termios = None
 
+from nanomodels.cli.terminal import note
 from nanomodels.text.files import show
 
 QUOTES = '"""'  # around a block
@@ -164,3 +166,37 @@ def send(sequence):
     with contextlib.suppress(OSError):  # the terminal is gone
         sys.stdout.write(sequence)
         sys.stdout.flush()
+
+
+class SharedMessages:
+    """The messages that a MessageReader reads on rank 0 of a Job, on every rank; used as that is.
+
+    Ctrl-C ends the program: the other ranks have ended, or will.
+    """
+
+    def __init__(self, job, reader):
+        self.job, self.reader = job, reader  # no reader on other ranks
+
+    def read(self):
+        return self.job.shared(self.read_here)
+
+    def read_here(self):
+        while True:
+            try:
+                return self.reader.read()
+            except UnicodeDecodeError:
+                note("(that was not UTF-8 text)")
+
+    def __enter__(self):
+        if self.reader is not None:
+            self.reader.__enter__()
+            signal.signal(signal.SIGINT, self.leave)
+        return self
+
+    def leave(self, *_):
+        self.__exit__()
+        os._exit(130)
+
+    def __exit__(self, *_):
+        if self.reader is not None:
+            self.reader.__exit__()

@@ -15,8 +15,9 @@ The lines of --score are texts; in JSON they may come after a prompt:
 import json
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+from nanomodels.cli.job import this_job
 from nanomodels.text.files import one_line, read_text
 
 KEYS = ("id", "messages", "prompt", "system")  # of a line
@@ -63,12 +64,15 @@ def read_rows(args):
         raise ValueError("--stop is empty; give the text to end before")
     if not all(map(is_utf8, (*args.stop, args.system or "", args.prompt or ""))):
         raise ValueError("the prompt is not UTF-8 text")
+    if args.prompt_file is None and (args.output is not None or args.shard is not None):
+        raise ValueError("--output and --shard go with --prompt-file")
     if args.score is not None:
         return read_file(args.score, to_score=True)
     if args.prompt_file is not None:
         if args.prompt is not None:
             raise ValueError("give a prompt or --prompt-file, not both")
-        return read_file(args.prompt_file)
+        rows = read_file(args.prompt_file)
+        return rows if args.shard is None else shard(rows, args.shard)
     if args.prompt is not None:
         where, text = "the argument", args.prompt
     elif args.chat or (sys.stdin is not None and sys.stdin.isatty()):
@@ -81,6 +85,26 @@ def read_rows(args):
     if not text:
         raise ValueError(f"the prompt is empty ({where}); give some text")
     return [Row([user(text)])]
+
+
+def shard(rows, text):
+    """Part K of N of some rows, for "K/N"; all parts one after another are the rows."""
+    match = re.fullmatch(r"0*([1-9]\d{0,8})/0*([1-9]\d{0,8})", text)
+    number, count = map(int, match.groups()) if match else (1, 0)
+    if number > count:
+        raise ValueError(f"--shard is {text!r:.40}; it must be K/N, part K of N, counted from 1")
+    return rows[(number - 1) * len(rows) // count : number * len(rows) // count]
+
+
+def shared_rows(args):
+    """`read_rows` on rank 0 of this Job, for all ranks."""
+
+    def read():
+        rows = read_rows(args)
+        return None if rows is None else [asdict(row) for row in rows]
+
+    rows = this_job().shared(read)
+    return None if rows is None else [Row(**row) for row in rows]
 
 
 def read_input():

@@ -3,11 +3,13 @@
 import json
 import sys
 
-from nanomodels.cli.batch import BATCH, logprob_fields
+from nanomodels.cli.batch import logprob_fields
 from nanomodels.cli.progress import Progress
 from nanomodels.cli.terminal import report, write
 from nanomodels.cli.wrap import harmless
 from nanomodels.text.files import say
+
+BATCH = 16  # texts that are read at the same time
 
 
 def score_rows(args, model, rows, encoder):

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from nanomodels.cli.job import this_job
 from nanomodels.cli.wrap import Output
 from nanomodels.text.files import printable, say, show
 
@@ -118,7 +119,7 @@ class Meter:
 
 def report(name, *figures):
     """One line of figures on stderr."""
-    say(f"{name:8}{', '.join(figures)}")
+    tell(f"{name:8}{', '.join(figures)}")
 
 
 def dim(text):
@@ -128,10 +129,15 @@ def dim(text):
     return f"\033[2m{text}\033[0m" if text and terminal and colours else text
 
 
-def note(line):
-    """A line on stderr that is no part of the conversation, not broken within words."""
+def tell(text, style=str):
+    """A line on stderr, not broken within words."""
     output = Output(sys.stderr)
-    show(dim(output.push(printable(line)) + output.finish()) + "\n")
+    show(style(output.push(printable(text)) + output.finish()) + "\n")
+
+
+def note(text):
+    """A line on stderr that is no part of the conversation."""
+    tell(text, dim)
 
 
 def report_unanswered(completions):
@@ -143,15 +149,15 @@ def report_unanswered(completions):
 
 
 def peak_memory(device):
-    """Bytes: on a GPU of the device, else of this process."""
+    """Bytes: on a GPU of the device, else of this process; of several, of the largest."""
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated(device)
+        return this_job().largest(torch.cuda.max_memory_allocated(device))
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return this_job().largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def use_utf8():

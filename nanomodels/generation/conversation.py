@@ -8,15 +8,23 @@ print(chat.reply.reused_tokens, chat.length)
 """
 
 import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import torch
 
 from nanomodels.generation.calculator import calculator_for
 from nanomodels.generation.prompts import ChatEncoder, TextEncoder, Turn, question, shared
 from nanomodels.generation.reuse import PrefixCache
-from nanomodels.generation.settings import generation_config, settings_from
+from nanomodels.generation.settings import TextSettings, generation_config, settings_from
 from nanomodels.generation.stream import Completion
 from nanomodels.text import tool_calls
+from nanomodels.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nanomodels.checkpoint.loading import Model
 
 
 class Chat:
@@ -40,21 +48,21 @@ class Chat:
 
     def __init__(
         self,
-        model,
-        tokenizer=None,
+        model: "Model | str | Path",
+        tokenizer: Tokenizer | None = None,
         *,
-        system=None,
-        think=None,
-        tools=None,
-        trust_text=False,
-        raw=False,
-        device=None,
-        dtype=None,
-        quantize=None,
-        stop=(),
-        progress=None,
-        **settings,
-    ):
+        system: str | None = None,
+        think: bool | None = None,
+        tools: list[dict] | None = None,
+        trust_text: bool = False,
+        raw: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
+        stop: Iterable[str] = (),
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Unpack[TextSettings],
+    ) -> None:
         if isinstance(model, str | Path):
             if tokenizer is not None:
                 raise ValueError("a tokenizer goes with a loaded model; a folder has its own")
@@ -86,7 +94,7 @@ class Chat:
 
     # --- What is asked ---
 
-    def ask(self, message, **settings):
+    def ask(self, message: str | Iterable[Mapping], **settings: Unpack[TextSettings]) -> "Reply":
         """Ask something: the Reply, which yields the answer's text as it comes.
 
         message is the user's text, or a list of messages (dicts), for example the results of tools.
@@ -129,7 +137,7 @@ class Chat:
                 prompt = self.encoder.encode(turns)
         return prompt, turns
 
-    def undo(self):
+    def undo(self) -> list[dict]:
         """Take back the last turn; return its messages. Raises ValueError if there is none."""
         self.end()
         if not self.turns:
@@ -137,7 +145,7 @@ class Chat:
         self.reply = None
         return self.turns.pop().messages
 
-    def retry(self, **settings):
+    def retry(self, **settings: Unpack[TextSettings]) -> "Reply":
         """Ask the last message again, in place of its answer, as `ask` does.
 
         With the same seed, or without sampling, the answer is the same.
@@ -148,19 +156,19 @@ class Chat:
         *before, last = self.turns
         return self.start([*before, Turn(last.asked)], settings)
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all turns. The system message stays."""
         self.end()
         self.turns, self.reply = [], None
 
-    def configure(self, **options):
+    def configure(self, **options: Any) -> None:
         """Change system, think, tools or trust_text, from the next prompt on."""
         self.end()
         if isinstance(self.encoder, TextEncoder) and {*options} - {"system"}:
             raise ValueError(f"raw text has no {' and no '.join(options)}, only a chat has")
         self.encoder = replace(self.encoder, **options)
 
-    def read(self):
+    def read(self) -> int:
         """Read now what all next prompts begin with; return how many tokens that is."""
         self.end()
         ids = self.encoder.begin(self.turns)[: self.context_length]
@@ -170,23 +178,23 @@ class Chat:
     # --- What there is ---
 
     @property
-    def messages(self):
+    def messages(self) -> list[dict]:
         """The messages so far, as dicts. An answer is there when it has ended."""
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return opening + [dict(message) for turn in self.turns for message in turn.messages]
 
     @property
-    def system(self):
+    def system(self) -> str | None:
         """The text of the system message; of raw text, its beginning; None: none."""
         return self.encoder.system
 
     @property
-    def length(self):
+    def length(self) -> int:
         """Tokens of the context that the conversation takes, after the last answer."""
         return self.turns[-1].length if self.turns else 0
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Tokens that the model's context holds."""
         return self.model.context_length
 
@@ -198,14 +206,14 @@ class Chat:
 
     # --- Copies and files ---
 
-    def fork(self):
+    def fork(self) -> "Chat":
         """A second chat that goes on from here; the model is shared. Neither changes the other."""
         self.end()
         other = copy.copy(self)
         other.turns, other.prefix = copy.deepcopy(self.turns), self.prefix.clone()
         return other
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write the conversation to a file, with all that was read of it; see states.py.
 
         First `read` is called. Raises ValueError if the path is something else than a file, OSError
@@ -216,7 +224,7 @@ class Chat:
         self.read()
         save(self, path)
 
-    def load(self, path):
+    def load(self, path: str | Path) -> None:
         """Go on with the conversation in a file, in place of this one; see states.py.
 
         Raises FileNotFoundError, or ValueError for a file that is damaged or was saved with another
@@ -308,23 +316,23 @@ class Reply:
             self.turn.length = self.prompt_tokens + len(said.tokens)
         self.ended = True
 
-    def close(self):
+    def close(self) -> None:
         """End the answer here, unless it has ended."""
         self.pieces.close()
         self.begun = True
         self.settle()  # pieces had not, if it had not begun
 
-    def steps(self):
+    def steps(self) -> Iterator[str]:
         """As iterating over the reply, but with a text, often empty, after each token.
 
         completion.reasoning is the reasoning so far.
         """
         return self.pieces
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return (text for text in self.pieces if text)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
     def whole(self):
@@ -335,33 +343,33 @@ class Reply:
         return self.completion
 
     @property
-    def text(self):
+    def text(self) -> str:
         """The answer, without the reasoning."""
         return self.whole().text
 
     @property
-    def reasoning(self):
+    def reasoning(self) -> str | None:
         """What the model reasoned before the answer, or None."""
         return self.whole().reasoning
 
     @property
-    def tool_calls(self):
+    def tool_calls(self) -> list[dict]:
         """The calls of tools in the answer: [{"name": ..., "arguments": {...}}, ...]."""
         tools = getattr(self.chat.encoder, "tools", None)
         return [] if tools is None else tool_calls.parse(self.text, tools)[1]
 
     @property
-    def tokens(self):
+    def tokens(self) -> list[int]:
         """The ids of the reasoning and the answer."""
         return self.whole().tokens
 
     @property
-    def finish_reason(self):
+    def finish_reason(self) -> str:
         """Why the answer has ended: "stop", "length", "context" or "interrupted"."""
         return self.whole().finish_reason
 
     @property
-    def new_tokens(self):
+    def new_tokens(self) -> int:
         """How many tokens the reasoning and the answer have."""
         return len(self.tokens)
 

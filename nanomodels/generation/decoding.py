@@ -147,7 +147,7 @@ def decode(model, prompts, settings, cache, progress, on_draft):
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(samples)
         logits = logits[rows]
         cache.reorder(rows)
-    sampler = Sampler(settings, prompts, logits.device)
+    sampler = Sampler(settings, prompts, logits.device, getattr(model, "share", None))
     if settings.draft_lookup:
         lookup = PromptLookup(prompts[0], settings.draft_lookup, on_draft)
         yield from decode_with_drafts(model, cache, logits, limits[0], sampler, lookup)

@@ -7,6 +7,7 @@ generator and draws one number a token, so its text does not depend on the other
 Shapes: b rows, v vocabulary.
 """
 
+import copy
 import math
 
 import torch
@@ -17,14 +18,15 @@ class Sampler:
 
     It holds what belongs to the rows: a random generator each, a calculator's state and, for the
     repetition penalty, the tokens that each text already has. Rows are in the order of
-    `generate_batch`. seed and vocab_size of the settings must not be None.
+    `generate_batch`. seed and vocab_size of the settings must not be None. share(tokens), if given,
+    returns the tokens that rank 0 has chosen (linears/parallel.py).
     """
 
-    def __init__(self, settings, prompts, device="cpu"):
+    def __init__(self, settings, prompts, device="cpu", share=None):
         samples = range(settings.num_samples)
         seeds = [settings.seed + j for _ in prompts for j in samples]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.settings = settings
+        self.settings, self.share = settings, share
         calculator = settings.calculator
         self.calculations = [calculator.row() for _ in seeds] if calculator else None
         # Below a millionth, a difference of 0.0001 between logits is 100 nats: that is greedy.
@@ -43,12 +45,32 @@ class Sampler:
             tokens = logits.argmax(-1)
         else:
             tokens = draw(self.probabilities(logits), self.generators)
+        if self.share is not None:
+            tokens = self.share(tokens)
         if self.calculations:
             pairs = zip(self.calculations, tokens.tolist(), strict=True)
             tokens = tokens.new_tensor([row.next(token) for row, token in pairs])
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
         return tokens
+
+    def kept(self, rows):
+        """A Sampler with some of the rows, as they are now."""
+        new = copy.copy(self)
+        new.generators = [self.generators[i] for i in rows]
+        new.calculations = self.calculations and [self.calculations[i] for i in rows]
+        new.seen = None if self.seen is None else self.seen[rows]
+        return new
+
+    def joined(self, rows, other):
+        """A Sampler with some of the rows, and then all of another's."""
+        new = self.kept(rows)
+        new.generators += other.generators
+        if new.calculations is not None:
+            new.calculations += other.calculations
+        if new.seen is not None:
+            new.seen = torch.cat((new.seen, other.seen))
+        return new
 
     def penalise(self, logits):
         """Lower the logits of tokens that the text already has, arXiv 1909.05858 section 4.1."""

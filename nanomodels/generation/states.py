@@ -23,8 +23,15 @@ KINDS = {"chat": ChatEncoder, "text": TextEncoder}
 SAMPLE = 64  # numbers of each weight that are compared, so that a large model need not be read
 
 
+def check_whole(model):
+    """Raise ValueError for one rank's part of a model."""
+    if hasattr(model, "share"):
+        raise ValueError("a model that is cut over processes cannot save or load a conversation")
+
+
 def save(chat, path):
     """Write a Chat whose answer has ended; errors as of Cache.save."""
+    check_whole(chat.model)
     cache, encoder = chat.prefix.cache, chat.encoder
     notes = {
         "kind": next(name for name, kind in KINDS.items() if type(encoder) is kind),
@@ -39,7 +46,8 @@ def save(chat, path):
 @torch.inference_mode()
 def load(chat, path):
     """Let a Chat go on with what is in a file; errors as of Chat.load."""
-    saved = read_saved(path)
+    check_whole(chat.model)
+    saved = read_saved(path, "conversation")
     try:
         notes = json.loads(saved.notes)
         found, crc32 = dict(notes["fingerprint"]), notes["crc32"]

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from nanomodels import cpu
-from nanomodels.linears.stored import StoredWeight
+from nanomodels.linears.stored import StoredWeight, divide, take
 
 GROUP = 64  # inputs that share a scale and a zero
 BLOCK = 64  # outputs whose int4 codes are stored together
@@ -106,6 +106,19 @@ class Int4(QuantizedWeight):
             scales[:, outputs] = torch.stack((scale, zero), -1).transpose(0, 1).bfloat16()
         return cls(codes, finite(scales))
 
+    def cut(self, dim, pieces):
+        n, k = self.shape
+        if dim == 0:
+            codes = take(unpack(self.codes), 0, pieces)  # rows of several blocks may come together
+            if len(codes) % BLOCK:
+                return None
+            return Int4(pack(codes), take(self.scales, 1, pieces))
+        groups = divide(pieces, GROUP)
+        if groups is None:
+            return None
+        codes = take(self.codes.view(-1, k, BLOCK // 2), 1, pieces)
+        return Int4(codes.view(n, -1), take(self.scales, 0, groups))
+
     def arranged(self, block=BLOCK):
         """The codes in blocks of 64 or 32 outputs: (o, k, w / 2)."""
         n, k = self.shape
@@ -178,6 +191,10 @@ class Int8(QuantizedWeight):
             codes[outputs] = w.div_(scale.clamp(min=torch.finfo().tiny)[:, None]).round_().char()
             scales[outputs] = scale.bfloat16()
         return cls(codes, finite(scales))
+
+    def cut(self, dim, pieces):
+        scales = take(self.scales, 0, pieces) if dim == 0 else self.scales
+        return Int8(take(self.codes, dim, pieces), scales)
 
     def arranged(self, block=BLOCK):
         """The codes, which are in no blocks."""
