@@ -378,6 +378,7 @@ def write_page(args, chat):
     from nanomodels.linears.sizes import device_of, formats
 
     ids, count = chat.prefix.ids, chat.reply.prompt_tokens
+    ids = ids[: chat.context_length]  # the last token of a full context is never read
     settings = chat.reply.settings
     about = {
         "model": str(args.model),
