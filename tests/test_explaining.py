@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from compare import random_ids
+from compare import close, random_ids
 from reference import FAMILIES, LATEST
 
 import nanomodels
@@ -134,6 +134,25 @@ def test_the_last_row_of_the_lens_is_the_model_itself(model):
     layers = [name for name in records.names() if is_layer(name)]
     middle = records[layers[len(layers) // 2]] if hasattr(model, "backout_lambda") else None
     assert torch.equal(explaining.lens(model, records[layers[-1]], middle), logits)
+
+
+@torch.inference_mode()
+def test_what_the_layers_add_is_the_logit(model):
+    """Before the cap; but for what the bias of the last norm adds."""
+    ids = random_ids(model, 1, 20)
+    with nanomodels.trace(model) as records:
+        model(ids)
+    layers = [name for name in records.names() if is_layer(name)]
+    found = explaining.shares_of_logits(model, records, layers, ids[0, 1:].tolist())
+    head = model.lm_head
+    norm = explaining.last_norm(model)
+    x = records[layers[-1]]
+    if hasattr(model, "backout_lambda"):
+        x = x - model.backout_lambda[0] * records[layers[len(layers) // 2]]
+    logits = head(norm(x)) - (head(norm.bias) if hasattr(norm, "bias") else 0)
+    expected = logits[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    assert len(found) == 1 + len(layers) + hasattr(model, "backout_lambda")
+    close(found.sum(0), expected, 1e-4)
 
 
 def test_what_is_held_and_read_is_that_of_the_recurrence(tmp_path):

@@ -925,6 +925,17 @@ def test_a_page_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeyp
     assert run("--explain", "page", "--quiet", terminal=True)[0] == 2, "a chat"
 
 
+def test_a_page_of_a_full_context(run, tmp_path):
+    """The last token has no room in it."""
+    page = tmp_path / "page.html"
+    args = ("ROMEO " * 125, "--raw", "--max-new-tokens", "20", "--json", "--quiet")
+    status, out, _ = run(*args, "--explain", page)
+    answer = json.loads(out)
+    assert (status, answer["finish_reason"]) == (0, "context")
+    content = json.loads(page.read_text().split('id="content">')[1].split("</script>")[0])
+    assert len(content["ids"]) == 512 == answer["prompt_tokens"] + answer["new_tokens"] - 1
+
+
 def test_a_page_is_whole_or_none(run, tmp_path, monkeypatch):
     page = tmp_path / "page.html"
     page.write_text("old")

@@ -1128,7 +1128,16 @@ MUTANTS = {
         "if look[0] >= SURE and ids[look[3]] == ids[i + 1]]",
         "if look[0] >= SURE]",
     ),
-    "explain: a lens without the last norm": ("explaining.py", "x = model.norm_f(x)", "pass"),
+    "explain: a lens without the last norm": (
+        "explaining.py",
+        "model.lm_head(last_norm(model)(x))",
+        "model.lm_head(x)",
+    ),
+    "explain: a share without the mean taken off": (
+        "explaining.py",
+        "part - part.mean(-1, keepdim=True)",
+        "part",
+    ),
     "compile: a graph that depends on the experts chosen": (
         "experts.py",
         "if torch.compiler.is_compiling():\n        return [",

@@ -219,14 +219,19 @@ def test_another_model_is_not_recorded(hybrid):
 
 @torch.inference_mode()
 def test_records_are_copies(model):
-    ids = random_ids(model, 1, 9)
+    """What overwrites the logits, the cache or a module's output changes no record."""
+    ids, names = random_ids(model, 1, 9), everything(model)
+    outputs, module = [], model.lm_head
+    with nanomodels.trace(model, *names) as expected:
+        model(ids, cache=model.new_cache(1, 9))
+    hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))
     cache = model.new_cache(1, 9)
-    with nanomodels.trace(model, *everything(model)) as records:
-        logits = model(ids, cache=cache)
-    before = {name: records[name].clone() for name in records.names()}
-    for tensor in [logits, *cache.tensors(9).values()]:
+    with nanomodels.trace(model, *names) as records:
+        outputs.append(model(ids, cache=cache))
+    hook.remove()
+    for tensor in [*outputs, *cache.tensors(9).values()]:
         tensor.fill_(7)
-    assert all(torch.equal(records[name], before[name]) for name in before)
+    assert all(torch.equal(records[name], expected[name]) for name in names)
 
 
 def test_names_are_chosen_by_patterns(hybrid):
@@ -289,3 +294,12 @@ def test_seconds_of_each_module_and_call(hybrid):
     assert inside < sum(records.seconds["layers.0"])
     with pytest.raises(ValueError, match="'seconds' goes alone"):
         nanomodels.trace(hybrid, "seconds", "logits").__enter__()
+
+
+def test_a_cuda_graph_that_is_captured_is_refused(hybrid, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with nanomodels.trace(hybrid), pytest.raises(ValueError, match="its steps cannot be traced"):
+        hybrid(random_ids(hybrid, 1, 3))
+    assert tracing.active.acquire(blocking=False), "the trace is over"
+    tracing.active.release()

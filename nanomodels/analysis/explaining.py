@@ -11,6 +11,7 @@ import statistics
 import sys
 import zlib
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def make_page(model, tokenizer, ids, prompt, start, about):
         "bytes": state_bytes(model),
     }
     pack_streams(records, layers, numbers)
+    numbers.add("share", shares_of_logits(model, records, layers, ids[first + 1 :]))
     page["rows"] = pack_rows(records, layers, numbers)
     page["mamba"] = pack_mamba(records, layers, numbers)
     page["experts"] = pack_experts(model, records, layers, numbers)
@@ -117,9 +119,19 @@ def record(model, ids, start):
     for name in known_names(model):
         if is_layer(name) or name.rpartition(".")[2] in (*known, "state_norm", "in"):
             wanted.add(name)
-    with trace(model, *sorted(wanted)) as records:
+    with trace(model, *sorted(wanted), keep=keep_heaviest) as records:
         read_shown(model, ids, start)
     return records
+
+
+def keep_heaviest(name, tensor):
+    return heaviest(tensor) if name.endswith(".attention") else tensor
+
+
+def heaviest(rows):
+    """Of each row of weights (..., s) the heaviest k, with their keys: (..., k, 2)."""
+    weights, keys = rows.topk(min(MANY[0], rows.shape[-1]))
+    return torch.stack((weights, keys.float()), -1)
 
 
 # --- Tokens ---
@@ -163,9 +175,8 @@ def copies(records, layers, ids, begin, first):
         looks = []  # (share, layer, head, key)
         for layer, name in enumerate(layers):
             if f"{name}.attention" in records.shapes:
-                shares, keys = records[f"{name}.attention"][0, :, i - first].max(-1)
-                pairs = zip(shares.tolist(), keys.tolist(), strict=True)
-                looks += [(share, layer, head, key) for head, (share, key) in enumerate(pairs)]
+                top = records[f"{name}.attention"][0, :, i - first, 0].tolist()  # of each head
+                looks += [(share, layer, head, int(key)) for head, (share, key) in enumerate(top)]
         looks = [look for look in looks if look[0] >= SURE and ids[look[3]] == ids[i + 1]]
         if runs and runs[-1]["at"] + runs[-1]["count"] == i + 1:
             last = runs[-1]
@@ -260,18 +271,46 @@ def state_bytes(model):
 
 def lens(model, x, middle=None):
     """The logits as if x (b, t, m) were the last hidden states; middle: of nanochat of 2026."""
-    architecture = sys.modules[type(model).__module__]
     if middle is not None:
         x = x - model.backout_lambda[0] * middle
-    if hasattr(model, "norm_f"):
-        x = model.norm_f(x)
-    elif hasattr(model, "model"):
-        x = model.model.norm(x)
-    else:
-        x = architecture.rms_norm(x, model.config.rms_norm_eps)
-    logits = model.lm_head(x).float()
+    logits = model.lm_head(last_norm(model)(x)).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def last_norm(model):
+    if hasattr(model, "norm_f"):
+        return model.norm_f
+    if hasattr(model, "model"):
+        return model.model.norm
+    rms_norm = sys.modules[type(model).__module__].rms_norm
+    return lambda x: rms_norm(x, model.config.rms_norm_eps)
+
+
+def shares_of_logits(model, records, layers, following):
+    """What the embedding and each layer add to the logit of the token that came: (1 + l, t).
+
+    They sum to the logit before the cap, without what the bias of the last norm adds: a norm is
+    linear but for its scale, which is that of the last hidden states. With backout of nanochat of
+    2026, a last row has what that adds.
+    """
+    x = [records[f"{layers[0]}.in"][0].double(), *(records[name][0].double() for name in layers)]
+    parts = [x[0], *(after - before for before, after in pairwise(x))]
+    if hasattr(model, "backout_lambda"):
+        parts.append(-model.backout_lambda[0].double().cpu() * x[1 + len(layers) // 2])
+    norm, gain = last_norm(model), 1.0
+    if hasattr(norm, "weight"):
+        gain = norm.weight.detach().double().cpu()
+    if hasattr(norm, "bias"):  # a LayerNorm1P takes the mean off, and 1 from its weight
+        parts, gain = [part - part.mean(-1, keepdim=True) for part in parts], gain + 1
+    eps = norm.eps if hasattr(norm, "eps") else model.config.rms_norm_eps
+    gain = gain * (sum(parts).square().mean(-1, keepdim=True) + eps).rsqrt()  # (t, m)
+    device, dtype = model.lm_head.weight.device, records[layers[0]].dtype
+    rows = []
+    for part in parts:
+        logits = model.lm_head((part * gain)[:-1].to(device, dtype)).float().cpu()
+        rows.append(logits.gather(1, torch.tensor(following, dtype=torch.long)[:, None])[:, 0])
+    return torch.stack(rows)
 
 
 def lens_rows(model, tokenizer, records, layers, following, numbers):
@@ -308,8 +347,8 @@ class Numbers:
         if log:
             least = x[x > 0].min().item() if (x > 0).any() else 1.0
             x = x.clamp(min=least).log2()
-        low = x.min().item() if low is None else low
-        high = x.max().item() if high is None else high
+        low = (x.min().item() if x.numel() else 0.0) if low is None else low
+        high = (x.max().item() if x.numel() else 0.0) if high is None else high
         step = (high - low) / 255 or 1.0
         codes = ((x - low) / step).round().clamp(0, 255).to(torch.uint8)
         self.put(name, codes, {"low": low, "step": step, "log": log})
@@ -349,22 +388,21 @@ def pack_rows(records, layers, numbers):
     found = []
     for i, name in enumerate(layers):
         if f"{name}.attention" in records.shapes:
-            weights = records[f"{name}.attention"][0]  # (h, t, s)
-            names = [f"head {h}" for h in range(len(weights))]
-            found.append((i, names, weights))
+            rows = records[f"{name}.attention"][0]  # (h, t, k, 2)
+            found.append((i, [f"head {h}" for h in range(len(rows))], rows))
         elif f"{name}.dt" in records.shapes:
-            found.append((i, ["read", "held"], memory_rows(records, name)))
-    total = sum(weights[..., 0].numel() for _, _, weights in found)
-    keys = next((k for k in MANY if 3 * k * total <= KEYS_BYTES), MANY[-1])
-    rows = []
-    for i, names, weights in found:
-        values, places = weights.topk(min(keys, weights.shape[-1]))
-        numbers.add(f"rows.{i}", values, 0, 1)
-        numbers.add_whole(f"rows.{i}.keys", places)
-        kept = values.sum(-1)[weights.sum(-1) > 0]
-        least = kept.min().item() if len(kept) else 1.0
-        rows.append({"layer": i, "names": names, "keys": values.shape[-1], "least": least})
-    return rows
+            found.append((i, ["read", "held"], heaviest(memory_rows(records, name))))
+    total = sum(rows[..., 0, 0].numel() for _, _, rows in found)
+    count = next((k for k in MANY if 3 * k * total <= KEYS_BYTES), MANY[-1])
+    packed = []
+    for i, names, rows in found:
+        weights, keys = rows[..., :count, :].unbind(-1)  # (h, t, k)
+        numbers.add(f"rows.{i}", weights, 0, 1)
+        numbers.add_whole(f"rows.{i}.keys", keys)
+        kept = weights.sum(-1)
+        least = kept[kept > 0].min().item() if (kept > 0).any() else 1.0
+        packed.append({"layer": i, "names": names, "keys": weights.shape[-1], "least": least})
+    return packed
 
 
 def memory_rows(records, name):

@@ -37,6 +37,8 @@ EXAMPLES = """examples:
   {command} --model nemotron-tiny "Once upon a time"
   {command} --model nvidia/Nemotron-Mini-4B-Instruct --quantize int4 "Why is the sky blue?"
   {command} --prompt-file questions.txt --json > answers.jsonl
+  {command} "What is the capital of France?" --explain france.html
+  {command} --score texts.txt > scores.jsonl
   echo "What is 12 + 30?" | {command} --quiet
 
 NAME is a folder, a folder in weights/, a shipped model (nanochat-tiny, nemotron-tiny,
@@ -395,6 +397,7 @@ def write_page(args, chat):
     from nanomodels.linears.sizes import device_of, formats
 
     ids, count = chat.prefix.ids, chat.reply.prompt_tokens
+    ids = ids[: chat.context_length]  # the last token of a full context is never read
     settings = chat.reply.settings
     about = {
         "model": str(args.model),

@@ -27,6 +27,7 @@ const root = new Node("html"), listeners = {};
 global.Node = Node;
 global.document = { documentElement: root, createElement: tag => new Node(tag), addEventListener: (name, call) => { listeners[name] = call; },
   querySelector: query => { if (!(query in places)) throw Error("no element " + query); return places[query]; } };
+global.matchMedia = () => ({ matches: false });
 global.getComputedStyle = () => ({ getPropertyValue: () => "0, 0, 0" });
 global.location = { hash: process.argv[3] };
 global.history = { replaceState: (_, __, hash) => { global.location.hash = hash; } };
