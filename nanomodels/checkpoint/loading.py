@@ -19,7 +19,7 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,7 @@ class Source:
     files: dict  # each file that was read -> files.state_of it, before
     scheme: str | None  # a name in quantized.SCHEMES if linears are quantised
     ranks: Ranks | None = None  # if it is one process's part of the model
+    draft_head: dict = field(default_factory=dict)  # of the skipped tensors mtp.*: name -> tensor
 
 
 def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=None):
@@ -146,6 +147,8 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=
         tensors, scheme, skipped = join_scales(format, config, tensors)
         named, unused = name_tensors(format, architecture, tensors)
         skipped |= {name: tensors[name].nbytes for name in unused}
+        drafts = [n for n in unused if n.removeprefix(LANGUAGE_MODEL).startswith("mtp.")]
+        draft_head = {name: tensors[name] for name in drafts}
         check_counts(model_config, len(named))
         if ranks is None:
             model, whole = build(model_class, model_config), named
@@ -158,7 +161,10 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=
         raise ValueError(f"{folder}: {error}") from None
     model.stop_ids = stop_ids(folder, config)
     files = {path: states[path] for path in files}
-    return Source(folder, format, architecture, model, config, named, skipped, files, scheme, ranks)
+    return Source(
+        *(folder, format, architecture, model, config, named, skipped, files, scheme, ranks),
+        draft_head=draft_head,
+    )
 
 
 # --- Read ---
