@@ -392,7 +392,13 @@ def usual_dtype(matches):
 
 
 def memory_needed(source, matches, dtype, scheme):
-    """Bytes to hold the parameters and to read the largest; dtype None is the usual one.
+    """Bytes to hold the parameters and to read the largest; arguments as for sizes_in_memory."""
+    sizes = sizes_in_memory(source, matches, dtype, scheme)
+    return sum(sizes) + max(sizes)
+
+
+def sizes_in_memory(source, matches, dtype, scheme):
+    """Bytes of each parameter once it is loaded; dtype None is the usual one.
 
     scheme: count the linears as if they were quantised so, unless they are quantised already.
     """
@@ -406,7 +412,7 @@ def memory_needed(source, matches, dtype, scheme):
             sizes.append(sum(math.prod(part) * kind.itemsize for _, (kind, part) in parts))
         else:
             sizes.append(math.prod(shape) * (4 if place.keeps_float32 else wanted.itemsize))
-    return sum(sizes) + max(sizes)
+    return sizes
 
 
 def check_memory(source, matches, device, dtype):

@@ -122,6 +122,7 @@ def parse_arguments(argv, prog="generate.py"):
         choices=("int4", "int8"),
         help="store weights in 4 or 8 bits: less exact, and without AVX-512 not faster",
     )
+    add("--plan", action="store_true", help="say what memory the model takes, and read no weights")
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
     add(
@@ -135,6 +136,8 @@ def parse_arguments(argv, prog="generate.py"):
     args = parser.parse_args(argv)
     if args.chat and (args.prompt is not None or args.prompt_file is not None):
         parser.error("a chat takes no prompt; type it when the chat has begun")
+    if args.plan and (args.prompt is not None or args.prompt_file is not None):
+        parser.error("--plan takes no prompt")
     return args
 
 
@@ -147,6 +150,11 @@ def main(argv=None, prog="generate.py"):
 
 def run(args):
     use_utf8()
+    if args.plan:
+        from nanomodels.cli.plan import write_plan
+
+        write_plan(args.model, args.era, args.json)
+        return
     job = this_job()
     job.meet()
     rows = shared_rows(args)  # None: chat
