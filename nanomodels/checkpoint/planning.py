@@ -25,7 +25,7 @@ FREE = 0.05  # of a GPU, for CUDA itself and for what a call computes
 
 @dataclass(frozen=True)
 class Plan:
-    """What a checkpoint takes. The dicts of a process are {kind: bytes}, by its number of them."""
+    """What a checkpoint takes. A kind of weights that loading refuses is in no dict."""
 
     model_class: type
     parameters: int
@@ -43,7 +43,7 @@ class Plan:
         """
         size = gigabytes * GB
         for count, kinds in self.loading.items():
-            if kinds[kind] <= size * (1 - FREE):
+            if kinds.get(kind, size) <= size * (1 - FREE):
                 return count, 1 - FREE - self.weights[count][kind] / size
         return None
 
@@ -69,9 +69,10 @@ def make_plan(folder: Path, era: str | None = None) -> Plan:
             folder, "hub", architecture, part, {}, named, {}, {}, scheme, Ranks(0, count)
         )
         matches = loading.match_tensors(part, named)
+        kinds = [scheme] if scheme else KINDS if quantized.eligible(part) else KINDS[:1]
         sizes = {
             kind: loading.sizes_in_memory(source, matches, torch.bfloat16, as_scheme(kind))
-            for kind in ([scheme] if scheme else KINDS)
+            for kind in kinds
         }
         plan.weights[count] = {kind: sum(each) for kind, each in sizes.items()}
         plan.loading[count] = {kind: sum(each) + max(each) for kind, each in sizes.items()}

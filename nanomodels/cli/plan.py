@@ -7,10 +7,10 @@ from nanomodels.checkpoint.planning import FREE, GPUS, make_plan
 
 NOTES = f"""
 Of each process: its weights, with the linears as the column says and the rest in bfloat16 (so are
-FP8 and NVFP4 weights once they are loaded); keys and values in bfloat16 for each token of each row;
-Mamba-2 states for each row. 1 GB is 10^9 bytes, but a GPU of N GB has N x 2^30 bytes. {FREE:.0%} of it
-are kept free, for CUDA and for what a call computes. While loading, the largest tensor needs room
-twice. "left" is the share of each GPU for the cache.
+FP8 and NVFP4 weights once they are loaded); keys and values in bfloat16 for a token of a row;
+Mamba-2 states for a row. 1 GB is 10^9 bytes, but a GPU of N GB has N x 2^30 bytes.
+{FREE:.0%} of a GPU are kept free, for CUDA and for what a call computes. While loading, the largest
+tensor needs room twice. "left" is the share of each GPU for the cache.
 """
 
 
@@ -31,7 +31,7 @@ def write_plan(name, era, as_json):
         if obstacles:
             print(f"{count:>9}  cannot be cut: {', '.join(obstacles)}")
         else:
-            sizes = (*plan.weights[count].values(), plan.token[count], plan.row[count])
+            sizes = (*map(plan.weights[count].get, kinds), plan.token[count], plan.row[count])
             print(line(count, map(readable, sizes)))
     print("\n" + line("GPUs of", kinds))
     for size in GPUS:
@@ -53,9 +53,7 @@ def as_object(name, plan):
         }
         for count in plan.weights
     ]
-    fits = {
-        f"{size} GB": {kind: plan.fit(kind, size) for kind in plan.weights[1]} for size in GPUS
-    }
+    fits = {f"{size} GB": {kind: plan.fit(kind, size) for kind in plan.weights[1]} for size in GPUS}
     return {
         "model": name,
         "class": plan.model_class.__name__,
@@ -78,7 +76,9 @@ def line(first, cells):
 
 
 def readable(size):
-    """Bytes as text."""
+    """Bytes as text; None: there is no such kind."""
+    if size is None:
+        return "-"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"
