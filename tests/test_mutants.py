@@ -36,7 +36,11 @@ TESTS = {
     "tensors": ["loading", "hostile_files"],
     "pickles": ["hostile_files"],
     "files": ["hostile_files"],
-    "convert": ["convert", "hostile_files"],
+    "convert": ["handover", "convert", "hostile_files"],
+    "portable": ["handover"],
+    "planning": ["planning"],
+    "plan": ["planning"],
+    "chat_template": ["handover", "chat_template"],
     "writing": ["convert"],
     "settings": ["inputs", "decoding"],
     "command": ["generate", "program"],
@@ -71,6 +75,75 @@ TESTS = {
 
 # what is wrong: (file, the correct code, the wrong code)
 MUTANTS = {
+    "hand-over: no class": ("portable.py", 'config["architectures"] = [', "_ = ["),
+    "hand-over: theta at one place": ("portable.py", 'config["rope_theta"] = rope', "_ = rope"),
+    "hand-over: half of a head is rotated": (
+        "portable.py",
+        "parts[0] if parts else 0.5",
+        "0.5",
+    ),
+    "hand-over: a scaled rotation in one place": (
+        "portable.py",
+        "if rope.rope_type in TWO_KEYS:",
+        "if False:",
+    ),
+    "hand-over: an unknown rotation is not told": (
+        "portable.py",
+        'elif rope.rope_type != "default":',
+        "elif False:",
+    ),
+    "hand-over: a list of layers": ("portable.py", '("layers_block_type", "layer_types", ', "("),
+    "hand-over: keys of experts that are not there": (
+        "portable.py",
+        'if "E" not in model_config.layers:',
+        "if False:",
+    ),
+    "hand-over: another bias of Mamba": (
+        "portable.py",
+        'config["mamba_proj_bias"] = model_config.use_bias',
+        "pass",
+    ),
+    "hand-over: eight groups in SGLang": (
+        "portable.py",
+        'config["mamba_n_groups"] = model_config.n_groups',
+        "pass",
+    ),
+    "hand-over: a draft head that is not there": (
+        "portable.py",
+        "if not has_draft_head:",
+        "if False:",
+    ),
+    "hand-over: the draft head is left behind": (
+        "checkpoint/convert.py",
+        "ordered += plan_draft_head(source, matches, dtype)",
+        "pass",
+    ),
+    "hand-over: the draft head keeps its prefix": (
+        "checkpoint/convert.py",
+        "name = name.removeprefix(loading.LANGUAGE_MODEL)",
+        "pass",
+    ),
+    "hand-over: a cast of the draft head's router": (
+        "checkpoint/convert.py",
+        "if dtype is None or keeps else",
+        "if dtype is None else",
+    ),
+    "hand-over: any BOS": ("portable.py", 'config["add_bos_token"] = bool(before)', "pass"),
+    "hand-over: other tokens before a text": (
+        "portable.py",
+        "if before in ([], [tokenizer.bos_id]):",
+        "if True:",
+    ),
+    "template: loop.cycle": (
+        "chat_template.py",
+        "('assistant' if loop.index0 % 2 else 'user')",
+        "loop.cycle('user', 'assistant')",
+    ),
+    "plan: weights without a cut": ("planning.py", "if count == 1:", "if True:"),
+    "plan: all of a GPU": ("planning.py", "size * (1 - FREE):", "size:"),
+    "plan: no room while loading": ("planning.py", "sum(each) + max(each)", "sum(each)"),
+    "plan: a float32 cache": ("planning.py", "    model.to(torch.bfloat16)\n", ""),
+    "plan: states for each token": ("planning.py", "2 * one - two", "one"),
     "pickle: any opcode": (
         "nanochat_pickle.py",
         "if opcode.name not in OPCODES:",

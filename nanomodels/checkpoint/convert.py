@@ -7,6 +7,7 @@ There are two layouts: ours, "nanomodels", and the Hub's, "hf".
 """
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from nanomodels import nanochat
 from nanomodels.checkpoint import loading
 from nanomodels.checkpoint.finding import COMPANIONS, SHIPPED_NAMES, find, origin
 from nanomodels.checkpoint.names import left_out, numbers, pattern
+from nanomodels.checkpoint.portable import portable_config, portable_tokenizer_config
 from nanomodels.checkpoint.tensors import read_tensors
 from nanomodels.checkpoint.writing import (
     MARK,
@@ -42,6 +44,7 @@ from nanomodels.checkpoint.writing import (
 from nanomodels.linears.quantized import parts_of
 from nanomodels.text.files import LARGEST, check_file, read_json
 from nanomodels.text.nanochat_pickle import hub_files
+from nanomodels.text.tokenizer import Tokenizer
 
 # All files that a converted folder can have.
 CONTENTS = (*COMPANIONS, "config.json", "model*.safetensors", "model.safetensors.index.json", MARK)
@@ -82,7 +85,8 @@ def convert(
     companions = read_companions(source, to)
     parts = plan_parts(source, to, dtype)
     files = plan_files(parts, 1, SHARD) if to == "hf" else plan_files(parts, ALIGNMENT)
-    describe(source, dst, parts, files, companions)
+    left = source.skipped.keys() - (source.draft_head.keys() if to == "hf" else set())
+    describe(source, dst, parts, files, companions, {n: source.skipped[n] for n in left})
     total = sum(file.size for file in files)
     free = shutil.disk_usage(existing(dst)).free
     if total > free:
@@ -186,10 +190,13 @@ def read_companions(source, to):
         with contextlib.suppress(FileNotFoundError):  # the source may have none
             for name, content in hub_files(src).items():
                 files[name] = content.encode() if isinstance(content, str) else json_bytes(content)
-    path = src / "tokenizer_config.json"
-    if to == "hf" and path in paths:
-        config = read_json(path)
-        if config.pop("auto_map", None):  # names code of the repository, which is not copied
+    path, tokenizer = src / "tokenizer_config.json", None
+    if to == "hf" and (path in paths or has_tokenizer(files)):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # others may read it, or need none
+            tokenizer = Tokenizer.load(src)
+        given = read_json(path) if path in paths else json.loads(files.get(path.name, "{}"))
+        config = portable_tokenizer_config(given, tokenizer)
+        if config != given:
             files[path.name] = json_bytes(config)
     return files
 
@@ -236,8 +243,23 @@ def plan_parts(source, to, dtype):
         parts |= {place.name: part for place in match.places}
     # In the order of the source's files, because disks read in order fastest; wide numbers before
     # narrow ones, so that each begins at a multiple of its width in the Hub's layout, too.
-    ordered = {id(parts[name]): parts[name] for name in source.tensors}.values()
+    ordered = [*{id(parts[name]): parts[name] for name in source.tensors}.values()]
+    if to == "hf":
+        ordered += plan_draft_head(source, matches, dtype)
     return sorted(ordered, key=lambda part: -part.outputs[0][1].itemsize)
+
+
+def plan_draft_head(source, matches, dtype):
+    """The Parts of mtp.*, which this program does not compute with but others do."""
+    places = [place for match in matches for place in match.places if place.keeps_float32]
+    kept = {tuple(place.name.split(".")[-2:]) for place in places}  # (module, leaf)
+    parts = []
+    for name, tensor in source.draft_head.items():
+        name = name.removeprefix(loading.LANGUAGE_MODEL)
+        keeps = tensor.dtype == torch.float32 and tuple(name.split(".")[-2:]) in kept
+        wanted = tensor.dtype if dtype is None or keeps else getattr(torch, dtype)
+        parts.append(Part(tensor, [(name, wanted, tensor.shape)], None))
+    return parts
 
 
 def written_dtype(place, tensor, dtype):
@@ -247,8 +269,8 @@ def written_dtype(place, tensor, dtype):
     return torch.float32 if place.keeps_float32 else getattr(torch, dtype)
 
 
-def describe(source, dst, parts, files, companions):
-    """Tell what will be done."""
+def describe(source, dst, parts, files, companions, skipped):
+    """Tell what will be done; skipped {name: bytes}: the tensors left out."""
     was, will = Counter(), Counter()
     for part in parts:
         was[kind_of(part.tensor)] += part.tensor.nbytes
@@ -256,8 +278,8 @@ def describe(source, dst, parts, files, companions):
             will[str(dtype)[6:]] += prod(shape) * dtype.itemsize
     model = type(source.model).__name__
     tell(f"source    {source.folder}: {model}, {len(parts)} tensors, {sizes(was)}")
-    if source.skipped:
-        tell(f"left out  {left_out(source.skipped)}")
+    if skipped:
+        tell(f"left out  {left_out(skipped)}")
     tell(f"target    {dst}: {sizes(will)}")
     if count := sum(len(part.outputs) > 1 for part in parts):
         tell(f"{source.scheme:9} {count} of {len(parts)} tensors")
@@ -279,7 +301,7 @@ def config_file(source, to, dtype):
     if dtype:
         config["dtype"] = dtype
     if to == "hf":
-        return config
+        return portable_config(config, source.architecture, source.model, bool(source.draft_head))
     name, revision = origin(source.folder)
     if source.format == "nanochat":
         revision = next(path.stem for path in source.files if path.suffix == ".pt")  # the step

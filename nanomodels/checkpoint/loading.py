@@ -19,7 +19,7 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,7 @@ class Source:
     files: dict  # each file that was read -> files.state_of it, before
     scheme: str | None  # a name in quantized.SCHEMES if linears are quantised
     ranks: Ranks | None = None  # if it is one process's part of the model
+    draft_head: dict = field(default_factory=dict)  # of the skipped tensors mtp.*: name -> tensor
 
 
 def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=None):
@@ -154,6 +155,8 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=
         tensors, scheme, skipped = join_scales(format, config, tensors)
         named, unused = name_tensors(format, architecture, tensors)
         skipped |= {name: tensors[name].nbytes for name in unused}
+        drafts = [n for n in unused if n.removeprefix(LANGUAGE_MODEL).startswith("mtp.")]
+        draft_head = {name: tensors[name] for name in drafts}
         check_counts(model_config, len(named))
         if ranks is None:
             model, whole = build(model_class, model_config), named
@@ -166,7 +169,10 @@ def read(folder, era=None, step=None, quantize=None, quantize_head=False, ranks=
         raise ValueError(f"{folder}: {error}") from None
     model.stop_ids = stop_ids(folder, config)
     files = {path: states[path] for path in files}
-    return Source(folder, format, architecture, model, config, named, skipped, files, scheme, ranks)
+    return Source(
+        *(folder, format, architecture, model, config, named, skipped, files, scheme, ranks),
+        draft_head=draft_head,
+    )
 
 
 # --- Read ---
@@ -400,7 +406,13 @@ def usual_dtype(matches):
 
 
 def memory_needed(source, matches, dtype, scheme):
-    """Bytes to hold the parameters and to read the largest; dtype None is the usual one.
+    """Bytes to hold the parameters and to read the largest; arguments as for sizes_in_memory."""
+    sizes = sizes_in_memory(source, matches, dtype, scheme)
+    return sum(sizes) + max(sizes)
+
+
+def sizes_in_memory(source, matches, dtype, scheme):
+    """Bytes of each parameter once it is loaded; dtype None is the usual one.
 
     scheme: count the linears as if they were quantised so, unless they are quantised already.
     """
@@ -414,7 +426,7 @@ def memory_needed(source, matches, dtype, scheme):
             sizes.append(sum(math.prod(part) * kind.itemsize for _, (kind, part) in parts))
         else:
             sizes.append(math.prod(shape) * (4 if place.keeps_float32 else wanted.itemsize))
-    return sum(sizes) + max(sizes)
+    return sizes
 
 
 def check_memory(source, matches, device, dtype):

@@ -39,7 +39,8 @@ def parse_arguments(argv, prog):
         "--to",
         choices=("nanomodels", "hf"),
         default="nanomodels",
-        help="layout: ours, or the Hub's, which transformers, vLLM and llama.cpp read [nanomodels]",
+        help="layout: ours, or the Hub's: transformers and vLLM read every family of it; mlx-lm, "
+        "llama.cpp and SGLang read Nemotron or Nemotron-H [nanomodels]",
     )
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, help="of the weights [each tensor's own]")

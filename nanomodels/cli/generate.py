@@ -160,6 +160,7 @@ def parse_arguments(argv, prog="generate.py"):
         choices=("int4", "int8"),
         help="store weights in 4 or 8 bits: less exact, and without AVX-512 not faster",
     )
+    add("--plan", action="store_true", help="say what memory the model takes, and read no weights")
     add("--era", metavar="DATE", help="version of a nanochat training folder [from its tensors]")
     add("--json", action="store_true", help="write each text as a JSON object, one a line")
     add(
@@ -178,6 +179,8 @@ def parse_arguments(argv, prog="generate.py"):
             if value != parser.get_default(name) and name not in SCORING:
                 option = name if name == "prompt" else f"--{name.replace('_', '-')}"
                 parser.error(f"--score generates nothing; leave out {option}")
+    if args.plan and (args.prompt is not None or args.prompt_file is not None):
+        parser.error("--plan takes no prompt")
     return args
 
 
@@ -199,6 +202,11 @@ def main(argv=None, prog="generate.py"):
 
 def run(args):
     use_utf8()
+    if args.plan:
+        from nanomodels.cli.plan import write_plan
+
+        write_plan(args.model, args.era, args.json)
+        return
     job = this_job()
     job.meet()
     rows = shared_rows(args)  # None: chat

@@ -17,7 +17,7 @@ def leave(*_):
 
 def leave_at_ctrl_c():
     """Until catch_interrupts is called. Where Ctrl-C is ignored, it stays so."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, leave)
 
 

@@ -25,7 +25,7 @@ NANOCHAT_TEMPLATE = """
 {%- endif -%}
 {{- '<|bos|>' -}}
 {%- for turn in turns -%}
-    {%- if turn.role != loop.cycle('user', 'assistant') -%}
+    {%- if turn.role != ('assistant' if loop.index0 % 2 else 'user') -%}
         {{ raise_exception('user and assistant must take turns, found ' ~ turn.role) }}
     {%- endif -%}
     {{- '<|' ~ turn.role ~ '_start|>' ~ (system if loop.first else '') -}}

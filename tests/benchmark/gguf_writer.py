@@ -17,10 +17,13 @@ from nanomodels.checkpoint.names import numbers, pattern
 from nanomodels.checkpoint.tensors import read_tensors
 
 
-def write_gguf(folder, path):
-    """Write the checkpoint in a folder as one GGUF file."""
+def write_gguf(folder, path, read=None):
+    """Write the checkpoint in a folder as one GGUF file.
+
+    read(config.json as a dict) gives its sizes, as attributes with the names of our Config.
+    """
     hub = json.loads((folder / "config.json").read_text())
-    config = read_config(folder, hub)[2]
+    config = read_config(folder, hub)[2] if read is None else read(hub)
     name, settings = SETTINGS[hub["model_type"]](config)
     writer = GGUFWriter(path, name)
     writer.add_tokenizer_model("no_vocab")
@@ -28,7 +31,8 @@ def write_gguf(folder, path):
         add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
         add.get(type(value), writer.add_array)(f"{name}.{key}", value)
     found = {}  # name -> tensors, several where each expert has one
-    for hub_name, tensor in sorted(read_tensors(folder)[0].items(), key=by_numbers):
+    tensors = {n: t for n, t in read_tensors(folder)[0].items() if not n.startswith("mtp.")}
+    for hub_name, tensor in sorted(tensors.items(), key=by_numbers):
         new_name = NAMES[pattern(hub_name)].format(*numbers(hub_name))
         found.setdefault(new_name, []).append(converted(new_name, tensor, config))
     for new_name, tensors in found.items():
