@@ -898,7 +898,7 @@ MUTANTS = {
     "Ctrl-C during an import is an exception": ("start.py", "os._exit(130)", "sys.exit(130)"),
     "Ctrl-C that is ignored is caught": (
         "start.py",
-        "if signal.getsignal(signal.SIGINT) is signal.default_int_handler:",
+        "if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):",
         "if True:",
     ),
     "a text that fills the context has stopped": (
