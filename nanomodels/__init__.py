@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, the same names
     from nanomodels.analysis.tracing import trace as trace
     from nanomodels.checkpoint.loading import load as load
     from nanomodels.cli.version import __version__ as __version__
+    from nanomodels.generation.continuous import generate_many as generate_many
     from nanomodels.generation.conversation import Chat as Chat
     from nanomodels.generation.decoding import generate as generate
     from nanomodels.generation.decoding import generate_batch as generate_batch
@@ -51,6 +52,7 @@ _LAZY = {
     "Tokenizer": "nanomodels.text.tokenizer",
     "generate": "nanomodels.generation.decoding",
     "generate_batch": "nanomodels.generation.decoding",
+    "generate_many": "nanomodels.generation.continuous",
     "Chat": "nanomodels.generation.conversation",
     "score": "nanomodels.analysis.scoring",
     "trace": "nanomodels.analysis.tracing",

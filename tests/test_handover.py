@@ -156,7 +156,7 @@ def test_a_rotation_is_read_by_those_who_look_at_the_top_or_they_stop(tmp_path, 
     config = hand_over(tmp_path / "hub", tmp_path / "back")
     for key in ("rope_theta", "partial_rotary_factor"):
         assert config[key] == config["rope_parameters"][key] == nested[key]
-    # mlx-lm and transformers 4 read these two keys, and refuse a type that they do not know
+    # mlx-lm and vLLM's own config read these two keys, and refuse a type that they do not know
     scaling = config.get("rope_scaling")
     if rope_type == "default":
         assert scaling is None

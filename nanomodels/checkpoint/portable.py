@@ -29,7 +29,7 @@ EXPERT_KEYS = (
     *("moe_shared_expert_overlap", "n_group", "topk_group", "norm_topk_prob"),
     *("routed_scaling_factor", "output_router_logits"),
 )
-TWO_KEYS = ("linear", "dynamic")  # transformers 4 wants "type" and "factor" for them, nothing else
+TWO_KEYS = ("linear", "dynamic")  # vLLM's own config wants "type" and "factor", nothing else
 LARGEST_LIMIT = 1e308  # for infinity, as Nemotron 3 Ultra has it: JSON has no infinity
 
 
