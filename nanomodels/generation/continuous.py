@@ -175,10 +175,8 @@ class Batch:
             for (number, _), limit in zip(group, limits, strict=True)
             for sample in range(samples)
         ]
-        longest, copies = (
-            max(map(len, prompts)),
-            [i for i in range(len(group)) for _ in range(samples)],
-        )
+        longest = max(map(len, prompts))
+        copies = [i for i in range(len(group)) for _ in range(samples)]
         cache = model.new_cache(len(group), longest + (0 if live else max(limits)))
         logits = prefill(model, prompts, cache)[copies, : self.settings.vocab_size]
         sampler = Sampler(self.settings, prompts, logits.device, getattr(model, "share", None))
