@@ -30,7 +30,7 @@ class Job:
     """The processes of this run; without torchrun there is one."""
 
     def __init__(self, environment=os.environ):
-        launched = "RANK" in environment and "MASTER_ADDR" in environment
+        launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys()
         self.rank = int(environment["RANK"]) if launched else 0
         self.count = int(environment["WORLD_SIZE"]) if launched else 1
         self.local_rank = int(environment.get("LOCAL_RANK", 0)) if launched else 0
