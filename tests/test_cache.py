@@ -140,6 +140,17 @@ def test_a_cache_with_mamba_states_is_truncated_to_marks_only(hybrid):
         assert list(again.marks) == [5], "the other was later"
 
 
+def test_a_cache_that_is_restored_has_no_marks_of_the_text_before(hybrid):
+    """What lies at a mark is the state of other tokens."""
+    cache, other = hybrid.new_cache(1, 20), hybrid.new_cache(1, 20)
+    hybrid(random_ids(hybrid, 1, 5), cache=cache)
+    cache.mark()
+    hybrid(random_ids(hybrid, 1, 9, seed=1), cache=other)
+    cache.restore(other.snapshot())
+    with pytest.raises(ValueError, match="to 5, only to a mark: there is none"):
+        cache.truncate(5)
+
+
 def test_a_mark_keeps_only_the_states(hybrid):
     """Of the keys and values there is one copy, however many marks."""
     cache = hybrid.new_cache(1, 20)
