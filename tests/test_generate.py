@@ -451,8 +451,9 @@ def test_too_little_memory_and_an_exit_are_no_faults(capfd):
 @pytest.mark.parametrize("program", ["generate.py", "convert_hf.py"])
 @pytest.mark.parametrize("module", ["argparse", "torch"])
 def test_ctrl_c_during_an_import_is_quiet(tmp_path, program, module):
-    """The first import, and the longest."""
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); 1 / 0"
+    """The first import, and the longest; also within code that would catch an exception."""
+    code = "import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT); [*range(9)]\n"
+    code += "except BaseException: pass\n1 / 0"
     (tmp_path / f"{module}.py").write_text(code)
     result = subprocess.run(
         [sys.executable, program, "weights/nanochat-tiny"],
