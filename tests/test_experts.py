@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nanomodels import experts, nemotron_h
 from nanomodels.linears import quantized
+from nanomodels.linears.sizes import bytes_per_token
 
 WAYS = ["gathered", "grouped"] if hasattr(F, "grouped_mm") else ["gathered"]  # torch 2.10
 
@@ -211,3 +212,13 @@ def test_the_grouped_kernel_is_used_for_bfloat16_on_hopper_and_blackwell(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(experts, "F", changes.get("torch", SimpleNamespace(grouped_mm=None)))
     assert experts.has_grouped(SimpleNamespace(**weight | changes)) == found
+
+
+def test_a_decode_step_reads_the_chosen_experts_alone():
+    """Counted by hand: 3 of 8 experts of two layers, no embedding, and the head."""
+    model = nemotron_h.NemotronH(nemotron_h.Config(layers="EM*E", num_experts_per_tok=3))
+    read = sum(p.numel() for p in model.parameters()) - model.embeddings.weight.numel()
+    for i in (0, 3):
+        unread = list(model.layers[i].mixer.experts)[3:]
+        read -= sum(p.numel() for expert in unread for p in expert.parameters())
+    assert bytes_per_token(model) == 4 * read

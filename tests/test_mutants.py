@@ -61,7 +61,7 @@ TESTS = {
     "generate": ["generate"],
     "start": ["generate"],
     "terminal": ["generate", "chat"],
-    "sizes": ["generate"],
+    "sizes": ["generate", "experts"],
     "stored": ["modelopt", "quantized"],
     "quantized": ["quantized", "parallel"],
     "continuous": ["batches"],
@@ -901,10 +901,10 @@ MUTANTS = {
         "if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):",
         "if True:",
     ),
-    "a text that fills the context has stopped": (
-        "stream.py",
-        'return self.finish("context" if len(self.tokens) == self.room else "stop")',
-        'return self.finish("stop")',
+    "a text that fills the context has no reason": (
+        "batch.py",
+        "elif len(completion.tokens) == completion.room:",
+        "elif len(completion.tokens) > completion.room:",
     ),
     "a rate with the first token in it": (
         "terminal.py",

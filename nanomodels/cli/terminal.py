@@ -9,30 +9,6 @@ from nanomodels.cli.wrap import Output
 from nanomodels.text.files import printable, say, show
 
 
-def produce(completions, rows, max_new_tokens, meter, show):
-    """Add each of `rows`, as generate_batch yields them, to the completions.
-
-    show(completion, text) is called for the first completion, as its text comes. Ctrl-C ends the
-    completions early. Returns whether it was pressed.
-    """
-    interrupted = False
-    try:
-        for row in rows:
-            meter.step()
-            texts = [each.push(token) for each, token in zip(completions, row, strict=True)]
-            show(completions[0], texts[0])
-            if all(each.finish_reason for each in completions):
-                break
-    except KeyboardInterrupt:
-        interrupted = True
-    for each in completions:
-        limit = "length" if len(each.tokens) == max_new_tokens else "context"
-        text = each.finish("interrupted" if interrupted else limit)
-        if each is completions[0]:
-            show(each, text)
-    return interrupted
-
-
 class Screen:
     """Shows one completion as it comes: the answer on stdout, the reasoning on stderr.
 

@@ -159,7 +159,7 @@ class Completion:
         if self.finish_reason is not None:
             return ""
         if token is None:
-            return self.finish("context" if len(self.tokens) == self.room else "stop")
+            return self.finish("stop")
         self.tokens.append(token)
         text = self.stream.push(token)
         self.text += text
