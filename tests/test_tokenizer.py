@@ -593,6 +593,11 @@ def test_names_come_from_the_files_beside_tokenizer_json(tmp_path):
     older = {"eos_token": {"content": "<|start|>"}}
     tokenizer = Tokenizer.load(write(tmp_path / "b", data, special_tokens_map=older))
     assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 2)
+    newer = {"eos_token": "</s>", "added_tokens_decoder": {"1": added("</s>", 1)}}
+    both = {"tokenizer_config": newer, "special_tokens_map": older}
+    folder = write(tmp_path / "d", data, **both)
+    assert Tokenizer.load(folder).eos_id == 1, "the newer file says all"
+    assert PreTrainedTokenizerFast.from_pretrained(folder).eos_token == "</s>"
     with pytest.raises(ValueError, match=r"tokenizer_config.json: eos_token is \"</t>\""):
         Tokenizer.load(write(tmp_path / "c", data, tokenizer_config={"eos_token": "</t>"}))
 
