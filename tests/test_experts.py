@@ -222,3 +222,14 @@ def test_a_decode_step_reads_the_chosen_experts_alone():
         unread = list(model.layers[i].mixer.experts)[3:]
         read -= sum(p.numel() for expert in unread for p in expert.parameters())
     assert bytes_per_token(model) == 4 * read
+
+
+@torch.inference_mode()
+def test_experts_in_float64_are_summed_in_float64():
+    """For comparisons; the router's weights are float32 all the same."""
+    moe = layer("cpu")
+    x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1))
+    expected = moe(x)
+    found = copy.deepcopy(moe).double()(x.double())
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-6)

@@ -54,7 +54,7 @@ TESTS = {
     "attention": ["attention", "compile"],
     "tokenizer_config": ["tokenizer", "chat_template"],
     "decoding": ["decoding", "logprobs"],
-    "nemotron_h": ["nemotron_h", "comparing"],
+    "nemotron_h": ["nemotron_h", "experts"],
     "names": ["loading"],
     "stop_ids": ["loading"],
     "rope": ["rope", "config", "compile"],
