@@ -413,6 +413,18 @@ def test_rows_run_at_the_same_time_within_the_bound_of_memory(monkeypatch):
         assert rows == 1 if most_bytes == 1 else rows > 3
 
 
+def test_a_text_that_its_taker_ended_is_computed_no_further():
+    model, taken = random_model(nemotron, 0), []
+
+    def take(number, sample, token):
+        taken.append(number)
+        return taken.count(number) < 3 + number
+
+    settings = continuous.GenerationSettings(max_new_tokens=20, stop_ids=())
+    list(continuous.decode_many(model, [[1], [2, 3], [4]], settings, take))
+    assert [taken.count(number) for number in range(3)] == [3, 4, 5]
+
+
 def test_rows_stay_where_their_rope_depends_on_the_size_of_the_cache():
     rope = Rope(16, 64, rope_type="dynamic", factor=2.0)
     torch.manual_seed(0)

@@ -55,6 +55,7 @@ TESTS = {
     "tokenizer_config": ["tokenizer", "chat_template"],
     "decoding": ["decoding", "logprobs"],
     "nemotron_h": ["nemotron_h", "experts"],
+    "config": ["config", "front_door", "quantized"],
     "names": ["loading"],
     "stop_ids": ["loading"],
     "rope": ["rope", "config", "compile"],
