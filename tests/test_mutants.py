@@ -54,7 +54,7 @@ TESTS = {
     "attention": ["attention", "compile"],
     "tokenizer_config": ["tokenizer", "chat_template"],
     "decoding": ["decoding", "logprobs"],
-    "nemotron_h": ["nemotron_h", "experts"],
+    "nemotron_h": ["nemotron_h", "experts", "front_door"],
     "config": ["config", "front_door", "quantized"],
     "names": ["loading"],
     "stop_ids": ["loading"],
