@@ -45,6 +45,11 @@ class Rope:
         stretch = self.factor if self.rope_type == "dynamic" else 1
         return int(self.max_position_embeddings * stretch)
 
+    @property
+    def depends_on_length(self):
+        """Whether the frequencies are chosen by the `length` that is given to `rotation`."""
+        return self.rope_type in ("dynamic", "longrope")
+
 
 def rotation(rope, positions, length):
     """Cosine and sine of the rotation angles at positions (b, t): two of (b, t, dim/2), float32.
@@ -53,7 +58,7 @@ def rotation(rope, positions, length):
     max_length, or t without a cache. It is constant for a cache, so all cached keys have the same
     frequencies. (transformers 5.23.0 changes them during a text and keeps the older keys.)
     """
-    length = length if rope.rope_type in ("dynamic", "longrope") else None
+    length = length if rope.depends_on_length else None
     # What torch.export traces are no numbers to keep.
     compute = frequencies.__wrapped__ if torch.compiler.is_compiling() else frequencies
     inv_freq, scale = compute(rope, length, positions.device)

@@ -561,7 +561,11 @@ MUTANTS = {
         "        finally:\n            self.mark()",
         "        finally:\n            pass",
     ),
-    "reuse: keys of another size": ("reuse.py", 'in ("dynamic", "longrope")', "in ()"),
+    "reuse: keys of another size": (
+        "reuse.py",
+        "rope is not None and rope.depends_on_length",
+        "False",
+    ),
     "a fork with its parent's cache": ("conversation.py", "self.prefix.clone()", "self.prefix"),
     "a fork with its parent's turns": (
         "conversation.py",
@@ -650,7 +654,7 @@ MUTANTS = {
     "rope: yarn without its scale": ("rope.py", "keep, yarn_scale(rope)", "keep, 1.0"),
     "rope: frequencies of each length kept for types that have only one": (
         "rope.py",
-        '    length = length if rope.rope_type in ("dynamic", "longrope") else None\n',
+        "    length = length if rope.depends_on_length else None\n",
         "",
     ),
     "a text taken for ids": ("text/ids.py", "isinstance(ids, (str, bytes))", "False"),

@@ -124,8 +124,8 @@ class Batch:
         total = sum(tensor.nbytes for tensor in probe.tensors(1).values())
         self.slot_bytes = total - self.state_bytes
         rope = getattr(getattr(model, "model", model), "rope", None)
-        # The keys of these types depend on the cache's size, so a row cannot move to another.
-        self.can_join = rope is None or rope.rope_type not in ("dynamic", "longrope")
+        # Where keys depend on the cache's size, a row cannot move to another.
+        self.can_join = rope is None or not rope.depends_on_length
 
     @property
     def live(self):

@@ -64,7 +64,7 @@ class PrefixCache:
         """Grow, to twice what is needed now, so that it is not needed often."""
         slots = max(max_length, min(2 * max_length, self.model.context_length))
         rope = getattr(self.model.config, "rope", None)
-        if rope is not None and rope.rope_type in ("dynamic", "longrope"):
+        if rope is not None and rope.depends_on_length:
             self.cache = self.model.new_cache(1, slots)  # its keys depend on max_length
         else:
             self.cache.grow(slots)
